@@ -1,0 +1,1 @@
+"""What the service shows of itself: events, metrics, logs and HTTP endpoints."""

@@ -1,0 +1,96 @@
+"""Named events with empty bodies; who wants to know overrides them.
+
+Events are emitted per micro-batch, never per record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Observer:
+    """Everything worth watching. Times are seconds, sizes bytes unless a name says otherwise."""
+
+    def started(self, facts: Mapping[str, object]) -> None:
+        """The service is connected; `facts` are worth a line in the log."""
+
+    def stopping(self, why: str) -> None:
+        """No new records are taken; those under way are finished."""
+
+    def stopped(self, how: str) -> None:
+        """The service has ended its work: `drained` or what was left."""
+
+    def batch_closed(self, records: int, size: int, waited: float, closed_by: str) -> None:
+        """A micro-batch was closed, by `records`, `bytes`, `delay`, `idle` or `drain`."""
+
+    def stage_ended(self, stage: str, seconds: float) -> None:
+        """A micro-batch went through `wait`, `layout`, `columnar`, `general`, `deliver` or `commit`."""
+
+    def records_consumed(self, topic: str, partition: int, records: int) -> None:
+        """Records were read."""
+
+    def records_transformed(self, path: str, records: int) -> None:
+        """Records were transformed on the `columnar` or the `general` path."""
+
+    def records_produced(self, topic: str, partition: int, records: int) -> None:
+        """Outputs were acknowledged by the broker."""
+
+    def dead_letters_produced(self, records: Mapping[str, int], example: Mapping[str, object]) -> None:
+        """Dead letters were acknowledged: how many by reason, and the coordinates of one."""
+
+    def outputs_acknowledged(self, model: str, latencies: NDArray[np.float64]) -> None:
+        """How old each record was when its output was acknowledged; negative under clock skew."""
+
+    def in_flight(self, records: int, size: int) -> None:
+        """What has been taken and is not yet acknowledged."""
+
+    def lag(self, topic: str, partition: int, records: int, seconds: float) -> None:
+        """How far the partition's position is behind its last stable offset."""
+
+    def progressed(self, at: float) -> None:
+        """Records were acknowledged at this Unix time."""
+
+    def committed(self, offsets: Mapping[Any, int]) -> None:
+        """Progress was committed."""
+
+    def assigned(self, partitions: Sequence[Any]) -> None:
+        """A rebalance ended with these partitions."""
+
+    def revoked(self, partitions: Sequence[Any], drained: bool) -> None:  # noqa: FBT001 - an event's fact
+        """A rebalance takes these partitions; `drained`: all that was under way was finished first."""
+
+    def retried(self, operation: str, error: BaseException) -> None:
+        """A broker's fault is being waited out."""
+
+    def producer_replaced(self, error: BaseException) -> None:
+        """A batch failed for good; the service goes back to the last acknowledged records."""
+
+    def offset_lost(self, topic: str, partition: int, offset: int, policy: str) -> None:
+        """The next record had fallen off the log."""
+
+    def stalled(self, seconds: float, stacks: str) -> None:
+        """Records wait, the broker answers and nothing has moved for that long."""
+
+
+class Observers(Observer):
+    """Tells several observers."""
+
+    def __init__(self, *observers: Observer) -> None:
+        """Tell these, in this order."""
+        for name in vars(Observer):
+            if not name.startswith("_"):
+                setattr(self, name, _fan_out([getattr(observer, name) for observer in observers]))
+
+
+def _fan_out(listeners: list[Any]) -> Any:
+    def tell(*args: object, **kwargs: object) -> None:
+        for listener in listeners:
+            listener(*args, **kwargs)
+
+    return tell

@@ -1,0 +1,130 @@
+"""Logs: one line per event that a person acts on, as console text or JSON."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from service.observability.events import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Repeated events are summed up and told at most this often.
+QUIET_SECONDS: Final = 10.0
+
+
+def configure(level: str, form: str) -> None:
+    """Send all logs, those of libraries included, to stderr.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`.
+        form: `console`, `json`, or `auto` for console on a terminal.
+    """
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else structlog.processors.JSONRenderer()
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Below INFO aiokafka writes whole requests, credentials and payloads included.
+    logging.getLogger("aiokafka").setLevel(logging.INFO if level == "debug" else logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+class LogEvents(Observer):
+    """Writes the events worth a person's attention."""
+
+    def __init__(self) -> None:
+        """Log under the service's name."""
+        self._log = structlog.stdlib.get_logger("service")
+        self._told_at: dict[str, float] = {}
+        self._untold: Counter[str] = Counter()
+
+    def started(self, facts: Mapping[str, object]) -> None:
+        """See `Observer`."""
+        self._log.info("started", **facts)
+
+    def stopping(self, why: str) -> None:
+        """See `Observer`."""
+        self._log.info("stopping", why=why)
+
+    def stopped(self, how: str) -> None:
+        """See `Observer`."""
+        self._log.info("stopped", how=how)
+
+    def assigned(self, partitions: Sequence[Any]) -> None:
+        """See `Observer`."""
+        self._log.info("assigned", partitions=_names(partitions))
+
+    def revoked(self, partitions: Sequence[Any], drained: bool) -> None:  # noqa: FBT001 - the event's signature
+        """See `Observer`."""
+        tell = self._log.info if drained else self._log.warning
+        tell("revoked", partitions=_names(partitions), drained=drained)
+
+    def dead_letters_produced(self, records: Mapping[str, int], example: Mapping[str, object]) -> None:
+        """See `Observer`."""
+        self._untold.update(records)
+        if self._due("dead letters"):
+            self._log.warning("dead letters", **self._untold, example=dict(example))
+            self._untold.clear()
+
+    def retried(self, operation: str, error: BaseException) -> None:
+        """See `Observer`."""
+        if self._due(f"retry {operation}"):
+            self._log.warning("waiting for the broker", operation=operation, error=f"{type(error).__name__}: {error}")
+
+    def producer_replaced(self, error: BaseException) -> None:
+        """See `Observer`."""
+        self._log.warning(
+            "delivery failed; going back to the acknowledged records", error=f"{type(error).__name__}: {error}"
+        )
+
+    def offset_lost(self, topic: str, partition: int, offset: int, policy: str) -> None:
+        """See `Observer`."""
+        self._log.error("offset lost", topic=topic, partition=partition, offset=offset, policy=policy)
+
+    def stalled(self, seconds: float, stacks: str) -> None:
+        """See `Observer`."""
+        self._log.error("stalled: records wait, the broker answers, nothing moves", seconds=seconds, stacks=stacks)
+
+    def _due(self, event: str) -> bool:
+        now = time.monotonic()
+        due = now - self._told_at.get(event, -QUIET_SECONDS) >= QUIET_SECONDS
+        if due:
+            self._told_at[event] = now
+        return due
+
+
+def _names(partitions: Sequence[Any]) -> list[str]:
+    return [f"{partition.topic}-{partition.partition}" for partition in partitions]

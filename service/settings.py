@@ -1,0 +1,320 @@
+"""The settings: one frozen tree, read from the environment and a YAML file, here and nowhere else."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from service.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PREFIX: Final = "SOFTMAX_"
+MIB: Final = 1 << 20
+MAX_TOPIC_NAME: Final = 249
+
+# Read by the embedded broker and the tests, not settings of the service.
+_NOT_SETTINGS: Final = frozenset({"SOFTMAX_CACHE_DIR"})
+_NOT_SETTINGS_PREFIX: Final = "SOFTMAX_TEST_"
+
+
+def _topic_name(name: str) -> str:
+    legal = 0 < len(name) <= MAX_TOPIC_NAME and name not in {".", ".."}
+    if not legal or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
+        raise ValueError("a topic name has 1 to 249 letters, digits, dots, underscores or hyphens")
+    return name
+
+
+TopicName = Annotated[str, AfterValidator(_topic_name)]
+Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class KafkaSettings(Section):
+    """How to reach Kafka and who we are there."""
+
+    bootstrap_servers: str = Field(default="localhost:9092", min_length=1)
+    """Brokers to start from: host:port, separated by commas."""
+    group_id: str = Field(default="softmax-service", min_length=1)
+    """Consumer group; instances with the same one share the partitions."""
+    client_id: str = Field(default_factory=socket.gethostname, min_length=1)
+    """Name of this client in the broker's logs and quotas."""
+    group_instance_id: str | None = None
+    """Static membership: a name that stays the same over restarts calms rolling ones."""
+    client_rack: str | None = None
+    """Rack of this client, to fetch from the nearest replica."""
+    isolation_level: Literal["read_committed", "read_uncommitted"] = "read_committed"
+    """read_committed never publishes probabilities of aborted logits."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+    """Compression of what the service writes."""
+    idempotent_producer: bool = True
+    """Keep the broker from storing a retried batch twice or out of order."""
+    session_timeout_ms: Milliseconds = 30_000
+    """Silence after which the group considers this member dead."""
+    request_timeout_ms: Milliseconds = 10_000
+    """How long one request to a broker may take."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How to speak to the broker."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """How to authenticate under SASL."""
+    sasl_username: str | None = None
+    """User name under SASL."""
+    sasl_password: SecretStr | None = None
+    """Password under SASL; better given as a file in SOFTMAX_KAFKA__SASL_PASSWORD_FILE."""
+    ssl_cafile: Path | None = None
+    """Certificates to trust, PEM; the system's if absent."""
+    ssl_certfile: Path | None = None
+    """This client's certificate, PEM."""
+    ssl_keyfile: Path | None = None
+    """Key of this client's certificate, PEM."""
+    ssl_keyfile_password: SecretStr | None = None
+    """Password of that key."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name its host."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> KafkaSettings:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        return self
+
+
+class TopicsSettings(Section):
+    """Where messages come from and go to."""
+
+    input: TopicName = "logits"
+    """Topic of the logits."""
+    output: TopicName = "probabilities"
+    """Topic of the probabilities."""
+    dead_letter: TopicName = "logits.dead-letter"
+    """Topic of the records that were refused."""
+    tombstones: Literal["dead_letter", "forward", "drop"] = "dead_letter"
+    """What becomes of records without a value."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TopicsSettings:
+        if self.output == self.input or self.dead_letter in {self.input, self.output}:
+            raise ValueError("input, output and dead_letter must be three different topics")
+        return self
+
+
+class HeadersSettings(Section):
+    """What becomes of record headers."""
+
+    drop: tuple[str, ...] = ()
+    """Names of headers that are not passed on; * stands for anything, as in ce_*."""
+
+
+class DeliverySettings(Section):
+    """What is promised and within which time."""
+
+    guarantee: Literal["at_least_once"] = "at_least_once"
+    """at_least_once: nothing is lost; after a crash a tail may be repeated."""
+    partitioning: Literal["same", "key"] = "same"
+    """same: output partition = input partition. key: by hash of the key, as the Java client does."""
+    commit_interval_ms: Milliseconds = 1000
+    """How often progress is committed."""
+    drain_timeout_ms: Milliseconds = 10_000
+    """How long a stop or a rebalance may wait for deliveries under way."""
+    retry_deadline_ms: Milliseconds = 120_000
+    """How long to wait for a broker that is away before giving up."""
+    start_offset: Literal["earliest", "latest"] = "earliest"
+    """Where to begin on a partition for which the group has no commit."""
+    on_offset_lost: Literal["stop", "earliest", "latest"] = "stop"
+    """What to do where the next record has fallen off the log."""
+
+
+class BatchSettings(Section):
+    """When a micro-batch is full."""
+
+    max_records: int = Field(default=16384, ge=1, le=1_000_000)
+    """Most records in one."""
+    max_bytes: int = Field(default=4 * MIB, ge=1)
+    """Most bytes of values in one."""
+    max_delay_ms: int = Field(default=0, ge=0, le=60_000)
+    """How long to wait for more; 0: what has arrived while the last one was delivered."""
+
+
+class LimitsSettings(Section):
+    """What a message may ask of the service, and the service of its machine."""
+
+    max_message_bytes: int = Field(default=MIB, ge=16)
+    """Longest value; longer ones are refused."""
+    max_classes: int = Field(default=1_000_000, ge=1)
+    """Most classes; more are refused."""
+    in_flight_bytes: int = Field(default=64 * MIB, ge=MIB)
+    """Most bytes of inputs whose outputs are not yet acknowledged."""
+
+
+class HttpSettings(Section):
+    """Where metrics and health are served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0: any free one, which the log tells."""
+    stall_seconds: float = Field(default=60, gt=0)
+    """/livez fails after this long without progress although records wait and the broker answers."""
+
+
+class LogSettings(Section):
+    """What is logged and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged."""
+    format: Literal["auto", "console", "json"] = "auto"
+    """auto: console on a terminal, else json."""
+
+
+class Settings(Section):
+    """All settings of Softmax Service."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicsSettings = TopicsSettings()
+    headers: HeadersSettings = HeadersSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    batch: BatchSettings = BatchSettings()
+    limits: LimitsSettings = LimitsSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _drains_in_time(self) -> Settings:
+        if self.delivery.drain_timeout_ms >= self.kafka.session_timeout_ms:
+            raise ValueError("delivery.drain_timeout_ms must be less than kafka.session_timeout_ms")
+        return self
+
+    def shown(self) -> dict[str, Any]:
+        """The tree as plain values, secrets masked."""
+        return self.model_dump(mode="json")
+
+
+def load(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings; the environment wins over the file.
+
+    Args:
+        file: a YAML file.
+        environment: the process's environment if absent.
+
+    Raises:
+        ConfigurationError: naming each setting that is unknown or wrong and where it came from.
+    """
+    environment = os.environ if environment is None else environment
+    tree = _from_file(file) if file else {}
+    _merge(tree, _from_environment(environment))
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(["The settings are wrong", *_problems(error)])) from None
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {file}: {error.strerror}", "Give --config a readable file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{file} is not YAML{where}", "See the example in README.md") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{file} does not hold a mapping of sections", "See the example in README.md")
+    return tree
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    secrets = {".".join(path) for path, field in _leaves(Settings) if SecretStr in getattr(field, "__args__", ())}
+    for name, given in environment.items():
+        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name.startswith(_NOT_SETTINGS_PREFIX):
+            continue
+        path = name.removeprefix(PREFIX).lower().split("__")
+        value: Any = given
+        if ".".join(path).removesuffix("_file") in secrets and path[-1].endswith("_file"):
+            path[-1] = path[-1].removesuffix("_file")
+            value = _secret(name, Path(given))
+        elif given[:1] == "[":
+            value = _list(name, given)
+        _merge(tree, _nest(path, value))
+    return tree
+
+
+def _secret(name: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{name}: cannot read {file}", "Let it name a readable text file") from error
+
+
+def _list(name: str, given: str) -> Any:
+    try:
+        return json.loads(given)
+    except ValueError:
+        raise ConfigurationError(f"{name} begins like a JSON list but is none", 'Write it as ["a", "b"]') from None
+
+
+def _nest(path: list[str], value: object) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    return value  # type: ignore[return-value]
+
+
+def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for name, value in over.items():
+        below = tree.get(name)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _merge(below, value)
+        else:
+            tree[name] = value
+
+
+def _leaves(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _leaves(kind, (*path, name))
+        else:
+            yield (*path, name), kind
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    names = [".".join(path) for path, _ in _leaves(Settings)]
+    for problem in error.errors(include_url=False, include_input=False):
+        path = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(path, [*names, *Settings.model_fields], n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]} ({environment_name(close[0])})?" if close else ""
+            yield f"  {path} is no setting{hint}"
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            yield f"  {path or 'settings'}: {said[:1].lower()}{said[1:]}"
+
+
+def environment_name(path: str) -> str:
+    """The environment variable of the setting `path`, as in `kafka.group_id`."""
+    return PREFIX + path.upper().replace(".", "__")

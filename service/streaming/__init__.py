@@ -1,0 +1,1 @@
+"""Everything that touches Kafka; aiokafka is imported here and nowhere else."""

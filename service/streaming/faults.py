@@ -1,0 +1,64 @@
+"""What a failed produce means: the record's fault, the broker's, or the end."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from aiokafka import errors
+
+from service.transform.refusals import InvalidMessage, Reason
+
+
+class Fault(Enum):
+    """Whose fault it is."""
+
+    RECORD = "record"
+    BROKER = "broker"
+    FATAL = "fatal"
+
+
+class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc]  # aiokafka is not typed
+    """Kafka's INVALID_RECORD: say, a record without a key for a compacted topic."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The broker refuses the record"
+
+
+# aiokafka does not know this code and would report an unknown error.
+errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
+
+_RECORD: Final = {
+    InvalidRecordError: Reason.REJECTED_BY_BROKER,
+    errors.MessageSizeTooLargeError: Reason.OUTPUT_TOO_LARGE,
+    errors.RecordListTooLargeError: Reason.OUTPUT_TOO_LARGE,
+    errors.InvalidTimestampError: Reason.REJECTED_BY_BROKER,
+}
+# Not marked retriable by aiokafka, and cured by a new producer or by time.
+_PASSING: Final = (
+    errors.OutOfOrderSequenceNumber,
+    errors.InvalidProducerEpoch,
+    errors.ProducerFenced,
+    errors.KafkaTimeoutError,
+    errors.KafkaConnectionError,
+    errors.ProducerClosed,
+    TimeoutError,
+    OSError,
+)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Classify why a batch was not stored."""
+    if isinstance(error, tuple(_RECORD)):
+        return Fault.RECORD
+    if isinstance(error, _PASSING) or getattr(error, "retriable", False):
+        return Fault.BROKER
+    # The sender's own end, whatever brought it about, wears the base class.
+    return Fault.BROKER if type(error) is errors.KafkaError else Fault.FATAL
+
+
+def refusal_by_broker(error: BaseException) -> InvalidMessage:
+    """The refusal of a record that the broker did not accept alone."""
+    reason = next((r for kind, r in _RECORD.items() if isinstance(error, kind)), Reason.REJECTED_BY_BROKER)
+    return InvalidMessage(reason, f"the broker answers {type(error).__name__}")

@@ -1,0 +1,69 @@
+"""Record headers: which pass on, and what a dead letter says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from fnmatch import translate
+from typing import TYPE_CHECKING, Final
+
+from service import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.streaming.records import Record
+    from service.transform.refusals import InvalidMessage
+
+    Headers = list[tuple[str, bytes | None]]
+
+_OURS: Final = ("softmax-*", "__connect.errors.*")
+_ATTEMPT: Final = "softmax-error-attempt"
+
+
+class HeaderPolicy:
+    """Decides which headers of an input its output carries."""
+
+    def __init__(self, drop: Sequence[str], group: str) -> None:
+        """Drop names that match a pattern of `drop`; name `group` in dead letters."""
+        self._dropped = re.compile("|".join(map(translate, [*_OURS, *drop])))
+        self._ours = re.compile("|".join(map(translate, _OURS)))
+        self._group = group
+
+    def passed_on(self, headers: Sequence[tuple[str, bytes | None]]) -> Headers:
+        """The headers of an output."""
+        return [header for header in headers if not self._dropped.match(header[0])]
+
+    def of_dead_letter(self, record: Record, refusal: InvalidMessage) -> Headers:
+        """The headers of a dead letter: the record's own, then what happened to it where."""
+        where = {"topic": record.topic, "partition": str(record.partition), "offset": str(record.offset)}
+        ours = {
+            "softmax-error-reason": refusal.reason.value,
+            "softmax-error-message": refusal.detail,
+            **{f"softmax-error-{name}": value for name, value in where.items()},
+            "softmax-error-timestamp": str(record.timestamp),
+            "softmax-error-group": self._group,
+            "softmax-error-service-version": __version__,
+            _ATTEMPT: str(_attempt(record.headers)),
+            **{f"__connect.errors.{name}": value for name, value in where.items()},
+            "__connect.errors.exception.class.name": refusal.reason.value,
+            "__connect.errors.exception.message": refusal.detail,
+        }
+        kept = [header for header in record.headers if not self._ours.match(header[0])]
+        return [*kept, *((name, value.encode()) for name, value in ours.items())]
+
+
+def without_value(headers: Headers, value: bytes) -> Headers:
+    """The headers of a dead letter whose value is too long for its topic."""
+    digest = hashlib.sha256(value).hexdigest()
+    return [
+        *headers,
+        ("softmax-error-value-sha256", digest.encode()),
+        ("softmax-error-value-length", str(len(value)).encode()),
+    ]
+
+
+def _attempt(headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """One more than the highest attempt that a replayed dead letter names."""
+    attempts = [int(value) for name, value in headers if name == _ATTEMPT and value and value.isdigit()]
+    return 1 + max(attempts, default=0)

@@ -1,0 +1,157 @@
+"""From transformed records to produce batches: routes, sizes, dead letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.partitioner import murmur2
+
+from service.streaming.headers import HeaderPolicy, without_value
+from service.transform.refusals import InvalidMessage, Reason
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Sequence
+
+    from service.settings import Settings
+    from service.streaming.records import Part, Record
+    from service.streaming.startup import Topology
+
+    BatchBuilder = Any  # aiokafka's
+
+
+@dataclass(slots=True)
+class Batch:
+    """A produce batch.
+
+    Attributes:
+        topic: where it goes.
+        partition: of that topic.
+        first: offset of the first input in it.
+        last: offset of the last.
+        builder: its content.
+        future: its acknowledgement, once it is queued.
+    """
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+    builder: BatchBuilder
+    future: asyncio.Future[object] | None = None
+
+
+class Outgoing:
+    """Builds the produce batches of a part: outputs in order, dead letters in order."""
+
+    def __init__(self, settings: Settings, topology: Topology) -> None:
+        """Route as the settings say, within what the topics accept."""
+        self._partitioning = settings.delivery.partitioning
+        self._tombstones = settings.topics.tombstones
+        self._output = topology.output
+        self._dead_letter = topology.dead_letter
+        self._headers = HeaderPolicy(settings.headers.drop, settings.kafka.group_id)
+        # How small compression makes a batch only the broker's answer tells.
+        compressed = settings.kafka.compression != "none"
+        self._output_limit = None if compressed else topology.output.max_message_bytes
+
+    def batches(self, part: Part, new_batch: Callable[[], BatchBuilder], singly_until: int) -> Iterator[Batch]:
+        """Build lazily, outputs first: one too large becomes a dead letter.
+
+        Args:
+            part: transformed records; its refusals are completed on the way.
+            new_batch: makes an empty batch.
+            singly_until: outputs of records before this offset are sent one by one.
+        """
+        for partition, positions in self._routes(part):
+            yield from self._outputs(part, partition, positions, new_batch, singly_until)
+        if part.refusals:
+            yield from self._dead_letters(part, new_batch)
+
+    def _routes(self, part: Part) -> Iterator[tuple[int, Sequence[int]]]:
+        """Output partitions and the positions of the records that go there."""
+        if self._partitioning == "same":
+            yield part.partition.partition, range(len(part.records))
+            return
+        routes: dict[int, list[int]] = {}
+        for position, record in enumerate(part.records):
+            # Without a key there is nothing to hash: such records stay together with their partition.
+            key = record.key
+            target = part.partition.partition if key is None else murmur2(key) & 0x7FFFFFFF
+            routes.setdefault(target % self._output.partitions, []).append(position)
+        yield from routes.items()
+
+    def _outputs(
+        self,
+        part: Part,
+        partition: int,
+        positions: Sequence[int],
+        new_batch: Callable[[], BatchBuilder],
+        singly_until: int,
+    ) -> Iterator[Batch]:
+        records, outputs = part.records, part.outputs
+        topic, limit = self._output.name, self._output_limit
+        builder = new_batch()
+        first = last = 0
+        for position in positions:
+            value = outputs[position]
+            record = records[position]
+            if value is None and not self._forwarded(part, position):
+                continue
+            headers = self._headers.passed_on(record.headers) if record.headers else []
+            full = record.offset < singly_until and builder.record_count() > 0
+            if full or builder.append(timestamp=record.timestamp, key=record.key, value=value, headers=headers) is None:
+                yield Batch(topic, partition, first, last, builder)
+                builder = new_batch()
+                builder.append(timestamp=record.timestamp, key=record.key, value=value, headers=headers)
+            if builder.record_count() == 1:
+                first = record.offset
+                if limit is not None and builder.size() > limit:
+                    part.refusals[position] = InvalidMessage(
+                        Reason.OUTPUT_TOO_LARGE, f"the output takes {builder.size()} bytes, {topic} accepts {limit}"
+                    )
+                    builder = new_batch()
+            last = record.offset
+        if builder.record_count():
+            yield Batch(topic, partition, first, last, builder)
+
+    def _forwarded(self, part: Part, position: int) -> bool:
+        """Whether a record without output is a tombstone that passes through; it is no refusal then."""
+        tombstone = part.refusals[position].reason is Reason.NULL_VALUE
+        if not tombstone or self._tombstones != "forward":
+            return False
+        del part.refusals[position]
+        return True
+
+    def _dead_letters(self, part: Part, new_batch: Callable[[], BatchBuilder]) -> Iterator[Batch]:
+        topic = self._dead_letter.name
+        partition = part.partition.partition % self._dead_letter.partitions
+        if self._tombstones == "drop":
+            for position in [p for p, refusal in part.refusals.items() if refusal.reason is Reason.NULL_VALUE]:
+                del part.refusals[position]
+        builder = new_batch()
+        first = last = 0
+        for position in sorted(part.refusals):
+            record = part.records[position]
+            letter = self._dead_letter_of(record, part.refusals[position], new_batch)
+            if builder.append(**letter) is None:
+                yield Batch(topic, partition, first, last, builder)
+                builder = new_batch()
+                builder.append(**letter)
+            first = record.offset if builder.record_count() == 1 else first
+            last = record.offset
+        if builder.record_count():
+            yield Batch(topic, partition, first, last, builder)
+
+    def _dead_letter_of(
+        self, record: Record, refusal: InvalidMessage, new_batch: Callable[[], BatchBuilder]
+    ) -> dict[str, Any]:
+        """A dead letter; one that its topic would refuse even alone goes without its value."""
+        headers = self._headers.of_dead_letter(record, refusal)
+        letter = {"timestamp": record.timestamp, "key": record.key, "value": record.value, "headers": headers}
+        alone = new_batch()
+        alone.append(**letter)
+        if record.value is not None and alone.size() > self._dead_letter.max_message_bytes:
+            letter |= {"value": None, "headers": without_value(headers, record.value)}
+        return letter
