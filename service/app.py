@@ -50,15 +50,15 @@ async def serve(settings: Settings) -> None:
     limits = Limits(settings.limits.max_message_bytes, settings.limits.max_classes)
     worker = Worker(settings, Pipeline(limits), Observers(metrics, LogEvents()))
     http = HttpServer(settings.http.host, settings.http.port, metrics.registry, lambda: worker.health)
-    address = await http.start()
-    structlog.stdlib.get_logger("service").info("listening", address=address)
-    loop_lag = asyncio.create_task(_watch_loop(metrics))
-    try:
-        with _StopSignals(worker):
+    with _StopSignals(worker):
+        address = await http.start()
+        structlog.stdlib.get_logger("service").info("listening", address=address)
+        loop_lag = asyncio.create_task(_watch_loop(metrics))
+        try:
             await worker.run()
-    finally:
-        loop_lag.cancel()
-        await http.stop()
+        finally:
+            loop_lag.cancel()
+            await http.stop()
 
 
 class _StopSignals:

@@ -24,17 +24,21 @@ def read_output(value: bytes) -> tuple[str, NDArray[np.float64]]:
     try:
         message: Any = msgpack.unpackb(value, strict_map_key=False, unicode_errors="replace")
         if isinstance(message, list):
-            return "", np.asarray([message], np.float64)
+            return "", _rows(message)
         probabilities = message["probabilities"]
         if isinstance(probabilities, bytes):
-            width = 4 if "32" in message["dtype"] or "4" in message["dtype"][:3] else 8
-            flat = np.frombuffer(probabilities, f"<f{width}").astype(np.float64)
-            table = flat.reshape(-1, message["shape"][-1])
-        else:
-            table = np.atleast_2d(np.asarray(probabilities, np.float64))
-        return str(message.get("id", "")), table
-    except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
+            width = 4 if str(message["dtype"]).endswith(("4", "32")) and "64" not in message["dtype"] else 8
+            flat = np.frombuffer(probabilities, f"<f{width}")
+            probabilities = flat.reshape([int(size) for size in message["shape"]])
+        return str(message.get("id", "")), _rows(probabilities)
+    except (KeyError, IndexError, TypeError, ValueError, msgpack.UnpackException) as error:
         raise ValueError("not an output of the service") from error
+
+
+def _rows(probabilities: Any) -> NDArray[np.float64]:
+    """Any rank as rows of the last axis."""
+    table = np.asarray(probabilities, np.float64)
+    return table.reshape(-1, table.shape[-1])
 
 
 def bar(share: float, width: int) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "SOFTMAX_"
 MIB: Final = 1 << 20
 MAX_TOPIC_NAME: Final = 249
+MAX_PORT: Final = 65535
 
 # Read by the embedded broker and the tests, not settings of the service.
 _NOT_SETTINGS: Final = frozenset({"SOFTMAX_CACHE_DIR"})
@@ -39,6 +40,14 @@ def _topic_name(name: str) -> str:
     if not legal or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
         raise ValueError("a topic name has 1 to 249 letters, digits, dots, underscores or hyphens")
     return name
+
+
+def _servers(servers: str) -> str:
+    for server in servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
+            raise ValueError(f"{server.strip()!r} is not host:port")
+    return servers
 
 
 TopicName = Annotated[str, AfterValidator(_topic_name)]
@@ -54,7 +63,7 @@ class Section(BaseModel):
 class KafkaSettings(Section):
     """How to reach Kafka and who we are there."""
 
-    bootstrap_servers: str = Field(default="localhost:9092", min_length=1)
+    bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "localhost:9092"
     """Brokers to start from: host:port, separated by commas."""
     group_id: str = Field(default="softmax-service", min_length=1)
     """Consumer group; instances with the same one share the partitions."""
@@ -174,7 +183,7 @@ class HttpSettings(Section):
 
     host: str = "127.0.0.1"
     """Address to listen on."""
-    port: int = Field(default=8080, ge=0, le=65535)
+    port: int = Field(default=8080, ge=0, le=MAX_PORT)
     """Port to listen on; 0: any free one, which the log tells."""
     stall_seconds: float = Field(default=60, gt=0)
     """/livez fails after this long without progress although records wait and the broker answers."""
@@ -222,13 +231,14 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None)
     Raises:
         ConfigurationError: naming each setting that is unknown or wrong and where it came from.
     """
-    environment = os.environ if environment is None else environment
+    sources: dict[tuple[str, ...], str] = {}
     tree = _from_file(file) if file else {}
-    _merge(tree, _from_environment(environment))
+    _merge(tree, _from_environment(os.environ if environment is None else environment, sources))
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigurationError("\n".join(["The settings are wrong", *_problems(error)])) from None
+        problems = _problems(error, sources, str(file) if file else "")
+        raise ConfigurationError("\n".join(["The settings are wrong", *problems])) from None
 
 
 def _from_file(file: Path) -> dict[str, Any]:
@@ -236,7 +246,8 @@ def _from_file(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"Cannot read {file}: {error.strerror}", "Give --config a readable file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A date or number that Python cannot make is a ValueError; nesting without end a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigurationError(f"{file} is not YAML{where}", "See the example in README.md") from None
@@ -247,19 +258,23 @@ def _from_file(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def _from_environment(environment: Mapping[str, str], sources: dict[tuple[str, ...], str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    secrets = {".".join(path) for path, field in _leaves(Settings) if SecretStr in getattr(field, "__args__", ())}
+    kinds = dict(_leaves(Settings))
     for name, given in environment.items():
         if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name.startswith(_NOT_SETTINGS_PREFIX):
             continue
-        path = name.removeprefix(PREFIX).lower().split("__")
+        path = tuple(name.removeprefix(PREFIX).lower().split("__"))
         value: Any = given
-        if ".".join(path).removesuffix("_file") in secrets and path[-1].endswith("_file"):
-            path[-1] = path[-1].removesuffix("_file")
-            value = _secret(name, Path(given))
-        elif given[:1] == "[":
+        kind = kinds.get(path)
+        secret = (*path[:-1], path[-1].removesuffix("_file"))
+        if secret != path and SecretStr in getattr(kinds.get(secret), "__args__", ()):
+            if environment_name(".".join(secret)) in environment:
+                raise ConfigurationError(f"Both {environment_name('.'.join(secret))} and {name} are set", "Keep one")
+            path, value = secret, _secret(name, Path(given))
+        elif getattr(kind, "__origin__", None) is tuple and given[:1] == "[":
             value = _list(name, given)
+        sources[path] = name
         _merge(tree, _nest(path, value))
     return tree
 
@@ -267,18 +282,18 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _secret(name: str, file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{name}: cannot read {file}", "Let it name a readable text file") from error
+    except (OSError, ValueError):
+        raise ConfigurationError(f"{name}: cannot read {file}", "Let it name a readable text file") from None
 
 
 def _list(name: str, given: str) -> Any:
     try:
         return json.loads(given)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigurationError(f"{name} begins like a JSON list but is none", 'Write it as ["a", "b"]') from None
 
 
-def _nest(path: list[str], value: object) -> dict[str, Any]:
+def _nest(path: tuple[str, ...], value: object) -> dict[str, Any]:
     for name in reversed(path):
         value = {name: value}
     return value  # type: ignore[return-value]
@@ -289,6 +304,8 @@ def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
         below = tree.get(name)
         if isinstance(below, dict) and isinstance(value, dict):
             _merge(below, value)
+        elif below is not None and isinstance(below, dict) is not isinstance(value, dict):
+            raise ConfigurationError(f"{name} is given both as a section and as a value", "Give only one of them")
         else:
             tree[name] = value
 
@@ -302,17 +319,20 @@ def _leaves(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tu
             yield (*path, name), kind
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+def _problems(error: ValidationError, sources: Mapping[tuple[str, ...], str], file: str) -> Iterator[str]:
     names = [".".join(path) for path, _ in _leaves(Settings)]
     for problem in error.errors(include_url=False, include_input=False):
-        path = ".".join(map(str, problem["loc"]))
+        place = tuple(map(str, problem["loc"]))
+        path = ".".join(place)
+        origin = [name for at, name in sources.items() if at[: len(place)] == place or place[: len(at)] == at] or [file]
+        where = f" (from {', '.join(origin)})" if any(origin) else ""
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(path, [*names, *Settings.model_fields], n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]} ({environment_name(close[0])})?" if close else ""
-            yield f"  {path} is no setting{hint}"
+            yield f"  {path or origin[0]} is no setting{hint}{where}"
         else:
             said = problem["msg"].removeprefix("Value error, ")
-            yield f"  {path or 'settings'}: {said[:1].lower()}{said[1:]}"
+            yield f"  {path or 'settings'}: {said[:1].lower()}{said[1:]}{where}"
 
 
 def environment_name(path: str) -> str:

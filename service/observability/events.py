@@ -30,7 +30,7 @@ class Observer:
         """A micro-batch was closed, by `records`, `bytes`, `delay`, `idle` or `drain`."""
 
     def stage_ended(self, stage: str, seconds: float) -> None:
-        """A micro-batch went through `wait`, `layout`, `columnar`, `general`, `deliver` or `commit`."""
+        """A micro-batch went through `layout`, `decode`, `softmax`, `encode`, `general`, `deliver` or `commit`."""
 
     def records_consumed(self, topic: str, partition: int, records: int) -> None:
         """Records were read."""

@@ -68,7 +68,7 @@ class HttpServer:
                 "Set http.port to a free port, or to 0 for any" if taken else "Correct http.host and http.port",
             ) from error
         host, port = self._runner.addresses[0][:2]
-        return f"http://{host}:{port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def stop(self) -> None:
         """Close all connections."""

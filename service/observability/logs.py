@@ -70,6 +70,8 @@ class LogEvents(Observer):
         self._log = structlog.stdlib.get_logger("service")
         self._told_at: dict[str, float] = {}
         self._untold: Counter[str] = Counter()
+        self._example: dict[str, object] = {}
+        self._retries: Counter[str] = Counter()
 
     def started(self, facts: Mapping[str, object]) -> None:
         """See `Observer`."""
@@ -81,6 +83,8 @@ class LogEvents(Observer):
 
     def stopped(self, how: str) -> None:
         """See `Observer`."""
+        if self._untold:
+            self._tell_dead_letters()
         self._log.info("stopped", how=how)
 
     def assigned(self, partitions: Sequence[Any]) -> None:
@@ -95,14 +99,20 @@ class LogEvents(Observer):
     def dead_letters_produced(self, records: Mapping[str, int], example: Mapping[str, object]) -> None:
         """See `Observer`."""
         self._untold.update(records)
+        self._example = dict(example)
         if self._due("dead letters"):
-            self._log.warning("dead letters", **self._untold, example=dict(example))
-            self._untold.clear()
+            self._tell_dead_letters()
 
     def retried(self, operation: str, error: BaseException) -> None:
         """See `Observer`."""
+        self._retries[operation] += 1
         if self._due(f"retry {operation}"):
-            self._log.warning("waiting for the broker", operation=operation, error=f"{type(error).__name__}: {error}")
+            self._log.warning(
+                "waiting for the broker",
+                operation=operation,
+                times=self._retries.pop(operation),
+                error=f"{type(error).__name__}: {error}",
+            )
 
     def producer_replaced(self, error: BaseException) -> None:
         """See `Observer`."""
@@ -117,6 +127,10 @@ class LogEvents(Observer):
     def stalled(self, seconds: float, stacks: str) -> None:
         """See `Observer`."""
         self._log.error("stalled: records wait, the broker answers, nothing moves", seconds=seconds, stacks=stacks)
+
+    def _tell_dead_letters(self) -> None:
+        self._log.warning("dead letters", **self._untold, example=self._example)
+        self._untold.clear()
 
     def _due(self, event: str) -> bool:
         now = time.monotonic()

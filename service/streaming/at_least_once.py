@@ -115,6 +115,7 @@ class AtLeastOnce:
             self._producer = None
         await self._end_settling()
         self.progress.give_up()
+        self._observer.in_flight(0, 0)
         self._failure = None
         while self._producer is None:
             await asyncio.sleep(0.1)
@@ -160,6 +161,7 @@ class AtLeastOnce:
         """These partitions are no longer ours; what is still under way no longer counts."""
         self.epoch += 1
         self.progress.forget(partitions)
+        self._observer.in_flight(0, 0)
         for partition in partitions:
             self._suspects.pop(partition, None)
 
@@ -285,10 +287,10 @@ class AtLeastOnce:
         for batch in outputs:
             observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
         if outputs:
-            stamps = [record.timestamp for record in part.records]
-            if part.refusals:
-                stamps = [stamp for position, stamp in enumerate(stamps) if position not in part.refusals]
-            observer.outputs_acknowledged(MODEL, now - np.asarray(stamps, np.float64) / 1000)
+            refusals = part.refusals
+            stamps = [record.timestamp for p, record in enumerate(part.records) if p not in refusals]
+            born = np.asarray(stamps, np.float64) / 1000
+            observer.outputs_acknowledged(MODEL, now - born[born >= 0])  # Kafka writes -1 for "no timestamp"
         if part.refusals:
             position = min(part.refusals)
             observer.dead_letters_produced(

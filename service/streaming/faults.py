@@ -38,6 +38,7 @@ _RECORD: Final = {
 # Not marked retriable by aiokafka, and cured by a new producer or by time.
 _PASSING: Final = (
     errors.OutOfOrderSequenceNumber,
+    errors.UnknownProducerId,
     errors.InvalidProducerEpoch,
     errors.ProducerFenced,
     errors.KafkaTimeoutError,

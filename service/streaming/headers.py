@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _OURS: Final = ("softmax-*", "__connect.errors.*")
 _ATTEMPT: Final = "softmax-error-attempt"
+_COUNT: Final = re.compile(rb"[0-9]{1,9}")
 
 
 class HeaderPolicy:
@@ -65,5 +66,5 @@ def without_value(headers: Headers, value: bytes) -> Headers:
 
 def _attempt(headers: Sequence[tuple[str, bytes | None]]) -> int:
     """One more than the highest attempt that a replayed dead letter names."""
-    attempts = [int(value) for name, value in headers if name == _ATTEMPT and value and value.isdigit()]
+    attempts = [int(value) for name, value in headers if name == _ATTEMPT and value and _COUNT.fullmatch(value)]
     return 1 + max(attempts, default=0)

@@ -133,10 +133,6 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
             ),
             final=True,
         )
-    except ValueError:
-        return _Diagnosis(
-            BrokerUnusableError(f"{server!r} is not host:port", "Correct kafka.bootstrap_servers"), final=True
-        )
     except (OSError, errors.KafkaError, TimeoutError) as error:
         return _Diagnosis(
             BrokerUnusableError(

