@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from harness import Bus, ServiceProcess
+from hypothesis import settings
 
 from service.broker import Broker, BrokerConfig, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from pathlib import Path
 
 PARTITIONS = 4
-MakeService = "Callable[..., ServiceProcess]"
+
+# How hard hypothesis tries: `default` in every run, `long` for a search that takes its time.
+settings.register_profile("default", max_examples=100, deadline=None)
+settings.register_profile("long", max_examples=20_000, deadline=None)
+settings.load_profile(os.environ.get("SOFTMAX_TEST_HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Iterator[Any]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure where everything is required."""
     report = yield
     if os.environ.get("SOFTMAX_TEST_REQUIRE_ALL") == "1" and report.skipped and not hasattr(report, "wasxfail"):

@@ -59,7 +59,8 @@ def softmax(logits: ArrayLike) -> NDArray[np.float64]:
     """The oracle, in double precision or better."""
     z = np.asarray(logits, np.longdouble)
     e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return (e / e.sum(axis=-1, keepdims=True)).astype(np.float64)
+    probabilities: NDArray[np.float64] = (e / e.sum(axis=-1, keepdims=True)).astype(np.float64)
+    return probabilities
 
 
 class Bus:

@@ -32,8 +32,10 @@ def transform_columns(
         The outputs, shape (records, output length), uint8, and, shape (records,), whether each
         record's values have a distribution; the output of one that has none is meaningless.
     """
-    outputs = np.empty((len(records), len(layout.template)), np.uint8)
-    outputs[...] = layout.template
+    numbers = layout.numbers
+    outputs = np.empty((len(records), layout.output_length), np.uint8)
+    outputs[:, : numbers.start] = layout.template[: numbers.start]
+    outputs[:, numbers.stop :] = layout.template[numbers.start :]
     for copy in layout.copies:
         outputs[:, copy.target] = records[:, copy.source]
     tensor = layout.tensor
@@ -53,7 +55,6 @@ def _transform_block(
         raise AssertionError(layout)
     count = len(records)
     numbers = tensor.source.read(records[:, tensor.start : tensor.stop])
-    probabilities = tensor.target.numbers(outputs[:, layout.numbers])
     if tensor.rows > 1:
         # Distributions of one record are rows of their own; only the view of the bytes knows records.
         numbers = numbers.reshape(count * tensor.rows, tensor.classes)
@@ -62,7 +63,7 @@ def _transform_block(
     mark("decode")
     valid = softmax_in_place(logits)
     mark("softmax")
-    probabilities[...] = logits.reshape(count, -1)
+    tensor.target.write(outputs[:, layout.numbers], logits.reshape(count, -1))
     mark("encode")
     whole: NDArray[np.bool_] = np.all(valid.reshape(count, tensor.rows), axis=1)
     return whole

@@ -119,19 +119,17 @@ def transform_one(data: bytes, max_classes: int) -> bytes:
     """
     message = parse(data, max_classes)
     tensor = message.tensor
-    logits = empty_logits(tensor.rows, tensor.classes, tensor.computed_in)
-    logits[...] = numbers = _numbers(data, tensor)
+    logits = _logits(data, tensor)
     valid = softmax_in_place(logits)
     if not valid.all():
-        _refuse_values(np.asarray(numbers))
-    payload = np.frombuffer(bytearray(tensor.target.blank(logits.size)), np.uint8).reshape(1, -1)
-    tensor.target.numbers(payload)[...] = logits.reshape(1, -1)
-    return apply_edits(data, message.edits, payload.tobytes())
+        _refuse_values(_logits(data, tensor))
+    return apply_edits(data, message.edits, tensor.target.pack(logits))
 
 
-def apply_edits(data: bytes, edits: tuple[Edit, ...], payload: bytes) -> bytes:
+def apply_edits(data: bytes, edits: tuple[Edit, ...], payload: bytes | memoryview) -> bytes:
     """Copy the message with its edits made and `payload` in the tensor's place."""
-    parts, done = [], 0
+    parts: list[bytes | memoryview] = []
+    done = 0
     for edit in edits:
         parts += [data[done : edit.start], payload if edit.replacement is None else edit.replacement]
         done = edit.stop
@@ -139,12 +137,17 @@ def apply_edits(data: bytes, edits: tuple[Edit, ...], payload: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _numbers(data: bytes, tensor: Tensor) -> NDArray[Any]:
+def _logits(data: bytes, tensor: Tensor) -> NDArray[Any]:
+    logits = empty_logits(tensor.rows, tensor.classes, tensor.computed_in)
     if tensor.source is None:
-        header = container_header("array", tensor.classes)
-        return np.array([msgpack.unpackb(header + data[tensor.start : tensor.stop])], tensor.computed_in)
-    columns = np.frombuffer(data, np.uint8)[tensor.start : tensor.stop].reshape(1, -1)
-    return tensor.source.read(columns).reshape(tensor.rows, tensor.classes)
+        # Number by number into the array: a list of Python numbers would take 32 bytes for each byte.
+        unpacker = msgpack.Unpacker(max_buffer_size=tensor.stop - tensor.start)
+        unpacker.feed(memoryview(data)[tensor.start : tensor.stop])
+        logits[0] = np.fromiter(unpacker, np.float64, tensor.classes)
+    else:
+        columns = np.frombuffer(data, np.uint8)[tensor.start : tensor.stop].reshape(1, -1)
+        logits[...] = tensor.source.read(columns).reshape(tensor.rows, tensor.classes)
+    return logits
 
 
 def _refuse_values(numbers: NDArray[Any]) -> NoReturn:
@@ -170,6 +173,7 @@ class _Fields:
         body: first byte after the map's header.
         spans: by name, the (key, value, end) offsets of each occurrence, in order.
         looks_like_tensor_map: a key `nd` or `__ndarray__` was met.
+        extension: where a field `logits` is or holds an extension type.
     """
 
     data: bytes
@@ -178,6 +182,7 @@ class _Fields:
     body: int
     spans: dict[bytes, list[tuple[int, int, int]]]
     looks_like_tensor_map: bool
+    extension: int | None
 
     @classmethod
     def of(cls, data: bytes) -> _Fields:
@@ -189,6 +194,7 @@ class _Fields:
         is_map = header is not None and header[0] == "map"
         spans: dict[bytes, list[tuple[int, int, int]]] = {}
         tensor_map = False
+        extension: int | None = None
         count = body = 0
         if header is not None and is_map:
             walker.deepest = 1
@@ -203,6 +209,8 @@ class _Fields:
                     occurrences = spans.setdefault(name, [])
                     if len(occurrences) < 2:  # a third says nothing more than the second
                         occurrences.append((key, value, pos))
+                    if name == b"logits" and extension is None and _holds_extension(data, value):
+                        extension = value
                 elif name in {b"nd", b"__ndarray__"} or data[key:value] in {b"\xc4\x02nd", b"\xc4\x0b__ndarray__"}:
                     tensor_map = True
         else:
@@ -213,12 +221,15 @@ class _Fields:
             )
         if walker.deepest > MAX_DEPTH:
             raise InvalidMessage(Reason.TOO_DEEP, f"containers nest {walker.deepest} deep; {MAX_DEPTH} is the limit")
-        return cls(data, is_map, count, body, spans, tensor_map)
+        return cls(data, is_map, count, body, spans, tensor_map, extension)
 
     def message(self) -> Message:
         """Understand the map around the tensor."""
         logits = self.spans.get(b"logits", [])
-        self._refuse_extension(logits)
+        if self.extension is not None:
+            raise InvalidMessage(
+                Reason.EXTENSION_TYPE, f"logits at byte {self.extension} is or holds an extension type"
+            )
         self._refuse_duplicates()
         if not logits:
             if self.looks_like_tensor_map:
@@ -238,13 +249,6 @@ class _Fields:
             Edit(key, value, str_object(b"probabilities")),
         ]
         return Message(tensor, tuple(sorted(edits, key=lambda edit: edit.start)))
-
-    def _refuse_extension(self, logits: list[tuple[int, int, int]]) -> None:
-        for _, value, _ in logits:
-            tags: set[int] = set()
-            Walker(self.data).skip(value, 1, tags=tags)
-            if tags & _EXTENSIONS:
-                raise InvalidMessage(Reason.EXTENSION_TYPE, f"logits at byte {value} is or holds an extension type")
 
     def _refuse_duplicates(self) -> None:
         logits = self.spans.get(b"logits", [])
@@ -298,22 +302,28 @@ class _Fields:
         if header is None or header[0] != "array" or not 1 <= header[1] <= MAX_RANK:
             raise InvalidMessage(Reason.SHAPE_MISMATCH, f"shape at byte {value} is no array of 1 to {MAX_RANK} sizes")
         tags: set[int] = set()
-        Walker(self.data).skip(value, 1, tags=tags)
-        sizes = msgpack.unpackb(self.data[value:end]) if tags - {self.data[value]} <= _INTEGERS else [-1]
+        pos = header[2]
+        while pos < end:
+            pos = Walker(self.data).skip(pos, 1, tags=tags)
+        sizes = msgpack.unpackb(self.data[value:end]) if tags <= _INTEGERS else [-1]
         if min(sizes) < 0:
             raise InvalidMessage(Reason.SHAPE_MISMATCH, f"shape at byte {value} holds something else than sizes")
         return math.prod(sizes[:-1]), sizes[-1]
 
 
 def _bare_list(data: bytes) -> Message:
-    tags: set[int] = set()
-    Walker(data).skip(0, 0, tags=tags)
-    if tags & _EXTENSIONS:
+    if _holds_extension(data, 0):
         raise InvalidMessage(Reason.EXTENSION_TYPE, "the message is or holds an extension type")
     if data[0] not in _ARRAYS:
         raise InvalidMessage(Reason.UNSUPPORTED_ENCODING, "the message is neither a map nor an array of numbers")
     tensor, edits = _list(data, 0, len(data))
     return Message(tensor, tuple(edits))
+
+
+def _holds_extension(data: bytes, pos: int) -> bool:
+    tags: set[int] = set()
+    Walker(data).skip(pos, 0, tags=tags)
+    return bool(tags & _EXTENSIONS)
 
 
 def _list(data: bytes, value: int, end: int) -> tuple[Tensor, list[Edit]]:
@@ -346,8 +356,8 @@ def _same_elements(data: bytes, start: int, end: int, count: int) -> Elements | 
     return None
 
 
-def _refuse_nested(data: bytes, start: int, count: int) -> NoReturn:
-    """Say what is wrong with an array whose elements are not all scalars."""
+def _refuse_nested(data: bytes, start: int, count: int) -> None:
+    """Refuse an array that holds arrays; one that holds maps is left to `_check_numeric`."""
     walker = Walker(data)
     arrays = numbers = others = 0
     pos = start
@@ -361,7 +371,6 @@ def _refuse_nested(data: bytes, start: int, count: int) -> NoReturn:
         raise InvalidMessage(Reason.RAGGED, f"the array at byte {start} mixes {arrays} arrays with other elements")
     if arrays:
         raise InvalidMessage(Reason.UNSUPPORTED_ENCODING, f"nested arrays at byte {start} are not supported")
-    raise InvalidMessage(Reason.NOT_NUMERIC, f"an element of the array at byte {start} is a map")
 
 
 def _check_numeric(data: bytes, tensor: Tensor) -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 # Beyond this the compare costs more than it saves, and learning would be slow.
 MAX_STRUCTURE: Final = 4096
+# All layouts together: a thousand and more of everyday messages.
+MAX_REMEMBERED: Final = 4 << 20
+# What a layout takes beside its bytes.
+ENTRY_BYTES: Final = 2048
 _DECISIVE_FIELDS: Final = frozenset({b"model", b"dtype", b"shape"})
 
 
@@ -65,7 +69,7 @@ class Layout:
     Attributes:
         tensor: where the numbers lie, the same for all.
         parts: the structural bytes before and after it.
-        template: an output, shape (bytes,), uint8, with all bytes in place that do not vary.
+        template: an output without its numbers, shape (bytes,), uint8.
         copies: payload bytes to take over from the message.
         numbers: where in the output the probabilities lie.
     """
@@ -75,6 +79,16 @@ class Layout:
     template: Bytes
     copies: tuple[Copy, ...]
     numbers: slice
+
+    @property
+    def output_length(self) -> int:
+        """Bytes of an output."""
+        return len(self.template) + int(self.numbers.stop - self.numbers.start)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the layout takes, about."""
+        return ENTRY_BYTES + len(self.template) + 2 * sum(len(part.mask) for part in self.parts)
 
     def met_by(self, records: Bytes) -> NDArray[np.bool_]:
         """Which rows of shape (records, length) are messages of this layout."""
@@ -98,22 +112,22 @@ def learn(data: bytes, message: Message) -> Layout | None:
     mask = _structural(data, tensor)
     content = np.frombuffer(data, np.uint8)
     parts = tuple(
-        Part(span, content[span], mask[span])
+        # Copies, lest a layout keep the whole message that it was learnt from.
+        Part(span, content[span].copy(), mask[span].copy())
         for span in (slice(0, tensor.start), slice(tensor.stop, len(data)))
         if mask[span].any()
     )
-    blank = tensor.target.blank(tensor.rows * tensor.classes)
-    template = np.frombuffer(apply_edits(data, message.edits, blank), np.uint8)
+    width = tensor.rows * tensor.classes * tensor.target.stride
+    template = np.frombuffer(apply_edits(data, message.edits, b""), np.uint8)
     copies: list[Copy] = []
     numbers = slice(0, 0)
     done = at = 0
     for edit in message.edits:
         copies += _copy(mask, done, edit.start, at)
         at += edit.start - done
-        width = len(blank) if edit.replacement is None else len(edit.replacement)
         if edit.replacement is None:
             numbers = slice(at, at + width)
-        at += width
+        at += width if edit.replacement is None else len(edit.replacement)
         done = edit.stop
     copies += _copy(mask, done, len(data), at)
     return Layout(tensor, parts, template, tuple(copies), numbers)
@@ -134,7 +148,7 @@ def _structural(data: bytes, tensor: Tensor) -> Bytes:
     if header is None or header[0] == "array":
         return mask
     walker = Walker(data)
-    payloads: list[tuple[int, int]] = []
+    payloads: list[tuple[int, int, int]] = []
     _, count, value = header
     for _ in range(count):
         key = value
@@ -144,27 +158,28 @@ def _structural(data: bytes, tensor: Tensor) -> Bytes:
         if not key < tensor.start <= end and text(data, key, value) not in _DECISIVE_FIELDS:
             walker.skip(value, 1, payloads=payloads)
         value = end
-    for start, stop in payloads:
+    for tag, start, stop in payloads:
         mask[start:stop] = 0
-        if start == stop:  # the value is in the tag itself
-            mask[start - 1] = _fixint_mask(data[start - 1])
+        mask[tag] = _tag_mask(data[tag])
     return mask
 
 
-def _fixint_mask(tag: int) -> int:
+def _tag_mask(tag: int) -> int:
+    """Fixints have their value in the tag's low bits."""
     if tag <= 0x7F:
         return 0x80
     return 0xE0 if tag >= 0xE0 else 0xFF
 
 
 class Layouts:
-    """The layouts met lately, by message length: least recently used ones are forgotten."""
+    """The layouts met lately, by message length: the least recently used are forgotten first."""
 
-    def __init__(self, capacity: int = 1024, per_length: int = 8) -> None:
-        """Keep layouts of `capacity` lengths, `per_length` of each."""
-        self._capacity = capacity
+    def __init__(self, max_bytes: int = MAX_REMEMBERED, per_length: int = 8) -> None:
+        """Keep `max_bytes` in all, `per_length` layouts of messages of one length."""
+        self._max_bytes = max_bytes
         self._per_length = per_length
         self._by_length: OrderedDict[int, list[Layout]] = OrderedDict()
+        self._bytes = 0
 
     def of_length(self, length: int) -> list[Layout]:
         """The layouts of messages of `length` bytes, most recently used first."""
@@ -179,7 +194,14 @@ class Layouts:
         known = self._by_length.setdefault(length, [])
         if known and known[0] is layout:
             return
+        before = _size(known)
         known[:] = [layout, *(other for other in known if other is not layout)][: self._per_length]
+        self._bytes += _size(known) - before
         self._by_length.move_to_end(length)
-        if len(self._by_length) > self._capacity:
-            self._by_length.popitem(last=False)
+        while self._bytes > self._max_bytes:
+            _, forgotten = self._by_length.popitem(last=False)
+            self._bytes -= _size(forgotten)
+
+
+def _size(layouts: list[Layout]) -> int:
+    return sum(layout.size for layout in layouts)

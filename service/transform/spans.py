@@ -114,7 +114,7 @@ class Walker:
         depth: int,
         *,
         tags: set[int] | None = None,
-        payloads: list[tuple[int, int]] | None = None,
+        payloads: list[tuple[int, int, int]] | None = None,
     ) -> int:
         """Find the end of the object at `pos`, which lies inside `depth` containers.
 
@@ -122,8 +122,8 @@ class Walker:
             pos: where the object's tag is.
             depth: how many containers are open around it.
             tags: if given, receives the tags of all objects inside, containers included.
-            payloads: if given, receives the span of every scalar's payload, in order; the walk
-                then goes object by object.
+            payloads: if given, receives tag, start and end of every scalar's payload, in order;
+                the walk then goes object by object.
 
         Raises:
             InvalidMessage: `malformed_msgpack`, where the object is cut short or no msgpack.
@@ -147,9 +147,9 @@ class Walker:
                     tags.add(data[pos])
                 remaining -= 1
                 if (header := None if width else container(data, pos)) is None:
-                    start, pos = sized_payload(data, pos)
+                    tag, (start, pos) = pos, sized_payload(data, pos)
                     if payloads is not None:
-                        payloads.append((start, pos))
+                        payloads.append((tag, start, pos))
                     continue
                 kind, count, pos = header
                 open_containers.append(remaining)

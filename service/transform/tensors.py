@@ -66,10 +66,17 @@ class Elements:
             return (numbers.astype(np.uint32) << 16).view(np.float32)
         return numbers
 
-    def blank(self, count: int) -> bytes:
-        """Bytes of `count` numbers, tags in place, all zero."""
-        lead = b"" if self.tag is None else bytes([self.tag])
-        return (lead + bytes(self.dtype.itemsize)) * count
+    def write(self, columns: NDArray[np.uint8], values: NDArray[Any]) -> None:
+        """Write values of shape (records, count) into rows of bytes (records, count * stride), tags too."""
+        self.numbers(columns)[...] = values
+        if self.tag is not None:
+            columns[:, :: self.stride] = self.tag
+
+    def pack(self, values: NDArray[Any]) -> memoryview:
+        """The bytes of `values`, of any shape, in C order."""
+        columns = np.empty((1, values.size * self.stride), np.uint8)
+        self.write(columns, values.reshape(1, -1))
+        return memoryview(columns[0])
 
 
 LIST_FLOAT32: Final = Elements(np.dtype(">f4"), tag=0xCA)

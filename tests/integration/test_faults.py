@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,10 @@ LOGITS = np.linspace(-1, 1, 50, dtype=np.float32)
 
 def _message(number: int) -> bytes:
     return pack(LOGITS, id=number)
+
+
+def _has_produced(service: ServiceProcess, records: float) -> bool:
+    return service.metric("softmax_records_produced_total") > records
 
 
 def _by_partition(records: Iterable[Any]) -> dict[int, list[int]]:
@@ -49,7 +54,7 @@ async def test_kill_and_restart_loses_nothing(bus: Bus, make_service: MakeServic
     for _ in range(4):
         await service.start().ready()
         produced = service.metric("softmax_records_produced_total")
-        await eventually(lambda base=produced: service.metric("softmax_records_produced_total") > base + 200)
+        await eventually(partial(_has_produced, service, produced + 200))
         await service.kill()
     await service.start().ready()
     await feeding

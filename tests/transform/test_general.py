@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from service.transform.general import transform_one
-from tests.transform.transform_messages import (
+from transform_messages import (
     DTYPE,
     FLOAT32_EPS,
     FLOAT64_EPS,
@@ -41,6 +39,8 @@ from tests.transform.transform_messages import (
     str_form,
     verdict,
 )
+
+from service.transform.general import transform_one
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

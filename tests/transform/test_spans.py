@@ -8,6 +8,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transform_messages import array_of, container_form, raw_objects, str_form, text_of
 
 from service.transform.refusals import InvalidMessage, Reason
 from service.transform.spans import (
@@ -21,7 +22,6 @@ from service.transform.spans import (
     str_object,
     text,
 )
-from tests.transform.transform_messages import array_of, container_form, raw_objects, str_form, text_of
 
 
 @given(before=st.binary(max_size=9), value=raw_objects(), after=st.binary(max_size=9))
@@ -32,7 +32,7 @@ def test_the_walker_finds_the_end_of_any_object(before: bytes, value: bytes, aft
 @given(value=raw_objects())
 def test_looking_at_tags_or_payloads_does_not_change_where_an_object_ends(value: bytes) -> None:
     tags: set[int] = set()
-    payloads: list[tuple[int, int]] = []
+    payloads: list[tuple[int, int, int]] = []
     assert Walker(value).skip(0, 0, tags=tags) == len(value)
     assert Walker(value).skip(0, 0, payloads=payloads) == len(value)
     assert value[0] in tags
@@ -57,9 +57,9 @@ def test_tags_of_every_object_inside_are_collected() -> None:
 
 
 def test_payloads_of_scalars_are_collected_in_order() -> None:
-    payloads: list[tuple[int, int]] = []
+    payloads: list[tuple[int, int, int]] = []
     Walker(b"\x94\x05\xa2hi\xc4\x01!\xc7\x02\x07xy").skip(0, 0, payloads=payloads)
-    assert payloads == [(2, 2), (3, 5), (7, 8), (11, 13)]
+    assert payloads == [(1, 2, 2), (2, 3, 5), (5, 7, 8), (8, 11, 13)]
 
 
 @pytest.mark.parametrize(

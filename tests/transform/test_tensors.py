@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transform_messages import SPELLINGS, Spelling, float_list, loaded, stored
 
 from service.transform.tensors import (
     FLOAT32,
@@ -15,7 +16,6 @@ from service.transform.tensors import (
     parse_dtype,
     respell,
 )
-from tests.transform.transform_messages import SPELLINGS, Spelling, float_list, loaded, stored
 
 spellings = pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
 
@@ -118,18 +118,19 @@ def test_every_numpy_code_of_three_characters_is_known_only_if_listed() -> None:
 
 
 @pytest.mark.parametrize(("elements", "dtype"), [(LIST_FLOAT32, ">f4"), (LIST_FLOAT64, ">f8")])
-def test_a_blank_list_is_the_list_of_zeros(elements: object, dtype: str) -> None:
+def test_packed_numbers_are_the_list(elements: object, dtype: str) -> None:
     chosen = list_elements(FLOAT32 if dtype == ">f4" else FLOAT64)
     assert chosen is elements
-    assert chosen.blank(7) == float_list([0.0] * 7, dtype)[1:]
+    assert bytes(chosen.pack(np.array([1.5, -2, 0]))) == float_list([1.5, -2, 0], dtype)[1:]
 
 
 def test_binary_data_leaves_little_endian() -> None:
     for dtype in (FLOAT32, FLOAT64):
         elements = bin_elements(dtype)
-        columns = np.frombuffer(bytearray(elements.blank(2)), np.uint8).reshape(1, -1)
-        elements.numbers(columns)[...] = [[1.5, -2]]
-        assert columns.tobytes() == np.array([1.5, -2], dtype).astype(dtype.newbyteorder("<")).tobytes()
+        assert (
+            bytes(elements.pack(np.array([1.5, -2])))
+            == np.array([1.5, -2], dtype).astype(dtype.newbyteorder("<")).tobytes()
+        )
 
 
 def test_tags_must_match_at_every_number_of_a_record() -> None:

@@ -1,0 +1,1 @@
+"""Programs to be measured beside the service, each runnable alone."""
