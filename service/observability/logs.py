@@ -44,6 +44,7 @@ def configure(level: str, form: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_Quieten())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -60,6 +61,23 @@ def configure(level: str, form: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class _Quieten(logging.Filter):
+    """Lets a library repeat itself only now and then: an absent broker is reported ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_at: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka"):
+            return True
+        now = time.monotonic()
+        if now - self._told_at.get(record.msg, -QUIET_SECONDS) < QUIET_SECONDS:
+            return False
+        self._told_at[record.msg] = now
+        return True
 
 
 class LogEvents(Observer):

@@ -376,6 +376,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         """Commit, look for what is stuck, and show where we are, at regular intervals."""
         next_commit = time.monotonic() + self._settings.delivery.commit_interval_ms / 1000
         moved_at, last = time.monotonic(), None
+        heard_at, last_heard = time.monotonic(), None
         while True:
             await asyncio.sleep(TICK_SECONDS)
             if self._callback_error is not None:
@@ -386,6 +387,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
                 next_commit = time.monotonic() + self._settings.delivery.commit_interval_ms / 1000
             behind = await self._follow_positions()
             now = [(tp, self._delivery.progress.position(tp)) for tp in sorted(self._consumer.assignment())]
+            heard = [(tp, self._consumer.last_poll_timestamp(tp)) for tp, _ in now]
+            if not heard or heard != last_heard or now != last:
+                heard_at, last_heard = time.monotonic(), heard
+            self._check_silence(time.monotonic() - heard_at)
             if now != last or not behind:
                 moved_at, last, self._stalled_for = time.monotonic(), now, 0.0
             elif time.monotonic() - moved_at > self._settings.http.stall_seconds:
@@ -435,6 +440,15 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
             self._delivery.progress.jump(partition, position)
             if taken is not None:
                 self._taken[partition] = (position, self._taken[partition][1])
+
+    def _check_silence(self, seconds: float) -> None:
+        """An idle service, too, notices that its broker is gone: fetches are answered every half second."""
+        limit = self._settings.delivery.retry_deadline_ms / 1000
+        if seconds > limit:
+            raise BrokerUnusableError(
+                f"Kafka has answered nothing for {limit:.0f} s",
+                "See the brokers; delivery.retry_deadline_ms is the limit",
+            )
 
     async def _suspect_stall(self, seconds: float) -> None:
         """A restart cures a stall only if the broker is well: ask it."""

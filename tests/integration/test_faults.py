@@ -181,3 +181,21 @@ async def test_sigterm_while_the_broker_is_away_ends_within_the_budget(make_serv
             assert asyncio.get_running_loop().time() - begun < 15
             assert code in {0, 5}
             await asyncio.to_thread(broker.thaw)
+
+
+async def test_an_idle_service_notices_that_its_broker_is_gone(make_service: MakeService) -> None:
+    """With nothing under way the deadline holds as well."""
+    with Broker(BrokerConfig(tmpfs=True)) as broker:
+        async with Bus(broker.bootstrap_servers, "idle", 1) as bus:
+            service = make_service(
+                bus,
+                kafka__request_timeout_ms=1000,
+                delivery__retry_deadline_ms=4000,
+                delivery__drain_timeout_ms=1000,
+            )
+            await service.start().ready()
+            await asyncio.to_thread(broker.kill)
+            assert await service.wait(40) == 3
+            assert "answered nothing" in service.log
+            assert len(service.log.splitlines()) < 60
+            await asyncio.to_thread(broker.start)
