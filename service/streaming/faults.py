@@ -7,6 +7,7 @@ from typing import Final
 
 from aiokafka import errors
 
+from service.errors import BrokerUnusableError
 from service.transform.refusals import InvalidMessage, Reason
 
 
@@ -63,3 +64,20 @@ def refusal_by_broker(error: BaseException) -> InvalidMessage:
     """The refusal of a record that the broker did not accept alone."""
     reason = next((r for kind, r in _RECORD.items() if isinstance(error, kind)), Reason.REJECTED_BY_BROKER)
     return InvalidMessage(reason, f"the broker answers {type(error).__name__}")
+
+
+def raise_if_final(error: BaseException) -> None:
+    """Raise what no waiting cures, with its cure.
+
+    Raises:
+        BrokerUnusableError: the user lacks a right, or a batch cannot be read.
+    """
+    said = f"{type(error).__name__}: {error}".rstrip(".")
+    if isinstance(error, errors.TopicAuthorizationFailedError):
+        raise BrokerUnusableError(f"The user may not read the input topic: {said}", "Grant it Read") from error
+    if isinstance(error, errors.GroupAuthorizationFailedError):
+        raise BrokerUnusableError(
+            f"The user may not use the group: {said}", "Grant it Read on kafka.group_id"
+        ) from error
+    if isinstance(error, errors.UnsupportedCodecError | errors.CorruptRecordException):
+        raise BrokerUnusableError(f"A batch of the input topic cannot be read: {said}", "See the topic") from error

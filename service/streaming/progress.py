@@ -41,6 +41,8 @@ class Progress:
         self._under_way: dict[TopicPartition, deque[Ticket]] = {}
         self._done: dict[TopicPartition, int] = {}
         self._committed: dict[TopicPartition, int] = {}
+        # The offset after the last record that has left the consumer, and its timestamp.
+        self._taken: dict[TopicPartition, tuple[int, int]] = {}
         self.records = 0
         self.size = 0
 
@@ -60,12 +62,38 @@ class Progress:
             self.records -= first.records
             self.size -= first.size
 
-    def place(self, partition: TopicPartition, offset: int) -> None:
-        """Reading the partition begins at `offset`; later calls change nothing."""
-        self._done.setdefault(partition, offset)
+    def take(self, partition: TopicPartition, first: int, next_offset: int, timestamp: int) -> None:
+        """Records from `first` up to `next_offset` have left the consumer: they are ours to deliver.
+
+        Args:
+            partition: where they come from.
+            first: where reading the partition begins, if these are its first ones.
+            next_offset: the offset after the last of them.
+            timestamp: the last one's, Unix milliseconds.
+        """
+        self._done.setdefault(partition, first)
+        self._taken[partition] = (next_offset, timestamp)
+
+    def pass_over(self, partition: TopicPartition, position: int) -> None:
+        """The consumer stands at `position`; what it passed without returning it is done.
+
+        Transaction markers and aborted records are no records to deliver. Unless they count as
+        done once all before them is, lag never reaches 0 behind a transactional producer.
+        """
+        done = self._done.get(partition)
+        taken, timestamp = self._taken.get(partition, (None, 0))
+        if done == taken and (done is None or position > done):
+            self._done[partition] = position
+            if taken is not None:
+                self._taken[partition] = (position, timestamp)
+
+    def last_timestamp(self, partition: TopicPartition) -> int:
+        """The timestamp of the last record taken, Unix milliseconds; 0 if there was none."""
+        return self._taken.get(partition, (0, 0))[1]
 
     def jump(self, partition: TopicPartition, offset: int) -> None:
         """There is nothing to deliver before `offset`; what is under way before it no longer counts."""
+        self._taken.pop(partition, None)
         for ticket in self._under_way.pop(partition, ()):
             self.records -= ticket.records
             self.size -= ticket.size
@@ -90,6 +118,7 @@ class Progress:
     def give_up(self) -> None:
         """Forget what is under way; it will be read again from the acknowledged prefix."""
         self._under_way.clear()
+        self._taken.clear()
         self.records = self.size = 0
 
     def forget(self, partitions: Iterable[TopicPartition]) -> None:

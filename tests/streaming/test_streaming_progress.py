@@ -39,7 +39,7 @@ class ProgressMachine(RuleBasedStateMachine):
     @rule(where=partitions, records=st.integers(1, 50), size=st.integers(0, 1000))
     def begin(self, where: TopicPartition, records: int, size: int) -> None:
         start = self.next_offset[where]
-        self.progress.place(where, start)
+        self.progress.take(where, start, start, 0)
         self.position.setdefault(where, start)
         self.next_offset[where] = start + records
         fresh = Ticket(where, start + records, records, size, float(start))
@@ -130,7 +130,7 @@ TestProgressAgainstItsModel: Final = ProgressMachine.TestCase
 @given(st.integers(1, 30).flatmap(lambda n: st.permutations(range(n))))
 def test_tickets_finished_in_any_order_move_the_prefix_only_as_far_as_all_are_done(order: list[int]) -> None:
     progress = Progress()
-    progress.place(A, 0)
+    progress.take(A, 0, 0, 0)
     tickets = [ticket((number + 1) * 5, records=5, size=7) for number in range(len(order))]
     for each in tickets:
         progress.begin(each)
@@ -154,20 +154,20 @@ def test_a_hole_in_one_partition_does_not_hold_another_back() -> None:
     assert progress.committable() == {B: 9}
 
 
-def test_place_says_where_reading_begins_and_only_once() -> None:
+def test_taking_says_where_reading_begins_and_only_once() -> None:
     progress = Progress()
-    progress.place(A, 7)
-    progress.place(A, 100)
+    progress.take(A, 7, 7, 0)
+    progress.take(A, 100, 100, 0)
     assert progress.position(A) == 7
     assert progress.committable() == {A: 7}  # a first commit, so that lag can be seen
 
 
-def test_place_does_not_undo_what_was_acknowledged() -> None:
+def test_taking_does_not_undo_what_was_acknowledged() -> None:
     progress = Progress()
     first = ticket(5)
     progress.begin(first)
     progress.finish(first)
-    progress.place(A, 0)
+    progress.take(A, 0, 0, 0)
     assert progress.position(A) == 5
 
 
@@ -193,7 +193,7 @@ def test_a_jump_leaves_other_partitions_alone() -> None:
 
 def test_a_jump_back_is_committed_too() -> None:
     progress = Progress()
-    progress.place(A, 50)
+    progress.take(A, 50, 50, 0)
     progress.committed({A: 50})
     progress.jump(A, 10)
     assert progress.committable() == {A: 10}
@@ -228,13 +228,13 @@ def test_a_ticket_finished_twice_counts_once() -> None:
 
 def test_forgotten_partitions_have_no_position_and_begin_anew_when_they_come_back() -> None:
     progress = Progress()
-    progress.place(A, 5)
-    progress.place(B, 6)
+    progress.take(A, 5, 5, 0)
+    progress.take(B, 6, 6, 0)
     progress.committed(progress.committable())
     progress.forget([A])
     assert progress.position(A) is None
     assert progress.position(B) == 6
-    progress.place(A, 5)
+    progress.take(A, 5, 5, 0)
     assert progress.committable() == {A: 5}
 
 
@@ -256,3 +256,31 @@ def test_the_oldest_is_the_one_under_way_for_longest_over_all_partitions() -> No
     assert progress.oldest() is older
     progress.finish(older)
     assert progress.oldest() is newer
+
+
+def test_what_the_consumer_passed_silently_is_done_once_all_before_it_is() -> None:
+    """Markers behind undelivered records wait; behind delivered ones they are progress."""
+    progress = Progress()
+    progress.take(A, 0, 10, 99)
+    progress.pass_over(A, 12)
+    assert progress.position(A) == 0
+    ticket = Ticket(A, 10, 10, 1, 0.0)
+    progress.begin(ticket)
+    progress.pass_over(A, 12)
+    assert progress.position(A) == 0
+    progress.finish(ticket)
+    progress.pass_over(A, 12)
+    assert (progress.position(A), progress.committable()) == (12, {A: 12})
+    progress.pass_over(A, 11)
+    assert progress.position(A) == 12
+    assert progress.last_timestamp(A) == 99
+
+
+def test_a_partition_from_which_nothing_was_taken_is_where_the_consumer_stands() -> None:
+    progress = Progress()
+    progress.pass_over(A, 7)
+    assert (progress.position(A), progress.last_timestamp(A)) == (7, 0)
+    progress.take(A, 7, 9, 5)
+    progress.give_up()
+    progress.pass_over(A, 9)
+    assert progress.position(A) == 7

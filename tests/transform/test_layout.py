@@ -37,9 +37,6 @@ from service.transform.pipeline import Limits, Pipeline
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EMPTY_PAYLOAD: Final = (
-    "layout._structural takes the length byte of an empty bin or str for a fixint, so a neighbour's length is free"
-)
 TWO: Final = float_list([1.0, 2.0])
 
 

@@ -1,0 +1,144 @@
+"""What happens by the clock: commits, lag, and the search for what is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import errors
+
+from service.errors import BrokerUnusableError
+from service.streaming.clients import bounded
+from service.streaming.faults import raise_if_final
+
+if TYPE_CHECKING:
+    from aiokafka import AIOKafkaConsumer
+
+    from service.observability.events import Observer
+    from service.settings import Settings
+    from service.streaming.at_least_once import AtLeastOnce
+
+TICK_SECONDS: Final = 0.25
+# A known position is there at once; one that must be asked for first can wait until the next tick.
+POSITION_MS: Final = 50
+
+
+class _Since:
+    """How long a value has been the same."""
+
+    def __init__(self) -> None:
+        self._value: object = None
+        self._at = time.monotonic()
+
+    def seconds(self, value: object, *, renew: bool = False) -> float:
+        """Seconds since `value` was last another one, or since the last `renew`."""
+        if renew or value != self._value:
+            self._value, self._at = value, time.monotonic()
+        return time.monotonic() - self._at
+
+
+class Ticker:
+    """Looks at the consumer and the delivery four times a second.
+
+    Attributes:
+        stalled_for: seconds for which records have waited and nothing has moved although the
+            broker answers; 0 while all is well.
+    """
+
+    def __init__(
+        self, settings: Settings, consumer: AIOKafkaConsumer, delivery: AtLeastOnce, observer: Observer
+    ) -> None:
+        """Look at nothing yet."""
+        self.stalled_for = 0.0
+        self._settings = settings
+        self._consumer = consumer
+        self._delivery = delivery
+        self._observer = observer
+
+    async def run(self) -> None:
+        """Tick for ever.
+
+        Raises:
+            BrokerUnusableError: the broker has been silent past the deadline.
+        """
+        moved, heard = _Since(), _Since()
+        interval = self._settings.delivery.commit_interval_ms / 1000
+        next_commit = time.monotonic() + interval
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._delivery.check_stuck()
+            if time.monotonic() >= next_commit:
+                await self._commit()
+                next_commit = time.monotonic() + interval
+            behind = await self._follow_positions()
+            partitions = sorted(self._consumer.assignment())
+            positions = [(tp, self._delivery.progress.position(tp)) for tp in partitions]
+            answers = [self._consumer.last_poll_timestamp(tp) for tp in partitions]
+            self._check_silence(heard.seconds((positions, answers), renew=not partitions))
+            await self._check_stall(moved.seconds(positions, renew=not behind))
+
+    async def _commit(self) -> None:
+        try:
+            await self._delivery.commit()
+        except (errors.KafkaError, TimeoutError) as error:
+            # A rebalance or a coordinator that moves; the next attempt or the drain will tell.
+            raise_if_final(error)
+            self._observer.retried("commit", error)
+
+    async def _follow_positions(self) -> int:
+        """Report each partition's lag; return their sum."""
+        progress = self._delivery.progress
+        total = 0
+        for partition in self._consumer.assignment():
+            epoch = self._delivery.epoch
+            try:
+                standing = await bounded(self._consumer.position(partition), POSITION_MS)
+            except (errors.KafkaError, TimeoutError):
+                continue
+            if epoch != self._delivery.epoch:
+                break  # these partitions may be others' by now
+            progress.pass_over(partition, standing)
+            end = self._consumer.last_stable_offset(partition)
+            position = progress.position(partition)
+            if end is None or position is None:
+                continue
+            lag = max(0, end - position)
+            total += lag
+            timestamp = progress.last_timestamp(partition)
+            age = max(0.0, time.time() - timestamp / 1000) if lag and timestamp > 0 else 0.0
+            self._observer.lag(partition.topic, partition.partition, lag, age)
+        return total
+
+    def _check_silence(self, seconds: float) -> None:
+        """An idle service, too, notices that its broker is gone: fetches are answered every half second."""
+        limit = self._settings.delivery.retry_deadline_ms / 1000
+        if seconds > limit:
+            raise BrokerUnusableError(
+                f"Kafka has answered nothing for {limit:.0f} s",
+                "See the brokers; delivery.retry_deadline_ms is the limit",
+            )
+
+    async def _check_stall(self, seconds: float) -> None:
+        """A restart cures a stall only if the broker is well: ask it."""
+        if seconds <= self._settings.http.stall_seconds:
+            self.stalled_for = 0.0
+            return
+        partitions = list(self._consumer.assignment())
+        try:
+            await bounded(self._consumer.end_offsets(partitions), self._settings.kafka.request_timeout_ms)
+        except (errors.KafkaError, TimeoutError):
+            self.stalled_for = 0.0
+            return
+        if not self.stalled_for:
+            self._observer.stalled(seconds, _stacks())
+        self.stalled_for = seconds
+
+
+def _stacks() -> str:
+    """The stacks of all tasks."""
+    out = io.StringIO()
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=8, file=out)
+    return out.getvalue()
