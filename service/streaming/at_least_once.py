@@ -13,7 +13,8 @@ from aiokafka import errors
 
 from service.errors import BrokerUnusableError
 from service.streaming.clients import bounded, close, discard, make_producer
-from service.streaming.faults import Fault, fault_of, refusal_by_broker
+from service.streaming.culprits import Culprits
+from service.streaming.faults import Fault, fault_of
 from service.streaming.outgoing import Batch, Outgoing
 from service.streaming.progress import Progress, Ticket
 from service.streaming.startup import describe
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from service.streaming.records import Part
     from service.streaming.startup import Topology
-    from service.transform.refusals import InvalidMessage
 
 # Larger batches save round trips; beyond this they only cost memory.
 MAX_BATCH_BYTES: Final = 1 << 20
@@ -48,29 +48,35 @@ class AtLeastOnce:
     """Delivers transformed records; the only place that knows this guarantee.
 
     A batch that fails for good has used up sequence numbers of its producer. The remedy for every
-    failure is therefore the same: a new producer, and everything again from the acknowledged
-    prefix. If a record is to blame, the batch is then cut into single ones to find it.
+    failure is therefore the same: a new producer, and everything again from the acknowledged prefix.
+
+    Attributes:
+        progress: what is done and what is under way.
+        epoch: changes whenever records taken before are no longer ours, or are read again.
+        holding: partitions are assigned, and no rebalance has taken them.
     """
 
     def __init__(self, settings: Settings, topology: Topology, consumer: AIOKafkaConsumer, observer: Observer) -> None:
         """Deliver what `consumer` reads; nothing is connected yet."""
         self.progress = Progress()
         self.epoch = 0
+        self.holding = False
         self._settings = settings
         self._topology = topology
         self._consumer = consumer
         self._observer = observer
         self._outgoing = Outgoing(settings, topology)
-        self._max_batch_bytes = min(MAX_BATCH_BYTES, topology.output.max_message_bytes)
+        self._culprits = Culprits(topology.output.name)
+        limits = (topic.max_message_bytes for topic in (topology.output, topology.dead_letter))
+        self._max_batch_bytes = min(MAX_BATCH_BYTES, *limits)
         self._producer: AIOKafkaProducer | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
+        self._draining = False
         self._commit_lock = asyncio.Lock()
         self._failure: _Failure | None = None
-        self._failing_since: float | None = None
-        # By partition: up to which offset records are sent one by one, and those found guilty.
-        self._suspects: dict[TopicPartition, int] = {}
-        self._guilty: dict[tuple[TopicPartition, int], InvalidMessage] = {}
+        # By input partition, or `None` for the connection: since when nothing has succeeded.
+        self._failing_since: dict[TopicPartition | None, float] = {}
 
     async def start(self) -> None:
         """Connect the producer.
@@ -89,13 +95,19 @@ class AtLeastOnce:
             ) from error
         self._producer = producer
 
-    async def deliver(self, parts: Sequence[Part]) -> None:
-        """Hand a micro-batch over; acknowledgements are waited for in the background."""
+    async def deliver(self, parts: Sequence[Part], epoch: int) -> None:
+        """Hand a micro-batch over; acknowledgements are waited for in the background.
+
+        Records that are no longer ours, or come while a drain waits, are left: they are not
+        committed and will be read again.
+        """
         await self._room()
-        if len(parts) == 1:
-            await self._deliver_part(parts[0])
-        else:
-            await asyncio.gather(*map(self._deliver_part, parts))
+        if epoch != self.epoch or self._draining:
+            return
+        # All tickets before the first await: a drain must see the whole micro-batch or nothing of it.
+        tickets = [self._begin(part) for part in parts]
+        jobs = [self._deliver_part(part, ticket, epoch) for part, ticket in zip(parts, tickets, strict=True)]
+        await (jobs[0] if len(jobs) == 1 else asyncio.gather(*jobs))
         self._observer.in_flight(self.progress.records, self.progress.size)
 
     async def recover(self) -> None:
@@ -108,29 +120,23 @@ class AtLeastOnce:
         if failure is None:
             return
         self._judge(failure)
-        self.epoch += 1
         self._observer.producer_replaced(failure.error)
         if self._producer is not None:
             await discard(self._producer, self._settings.kafka.request_timeout_ms / 1000)
             self._producer = None
-        await self._end_settling()
-        self.progress.give_up()
-        self._observer.in_flight(0, 0)
+        await self._end_settling()  # what was acknowledged meanwhile still counts
+        self._give_up()
         self._failure = None
-        while self._producer is None:
-            await asyncio.sleep(0.1)
-            try:
-                await self.start()
-            except BrokerUnusableError as error:
-                self._observer.retried("connect", error)
-                self._check_deadline(error)
+        await self._reconnect()
         for partition in self._consumer.assignment():
             position = self.progress.position(partition)
             if position is not None:  # else nothing has been taken from it
                 self._consumer.seek(partition, position)
+                self.progress.jump(partition, position)
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - the budget is the caller's
-        """Wait until all that is under way is acknowledged; tell whether it was."""
+        """Take nothing more; wait until all that is under way is acknowledged; tell whether it was."""
+        self._draining = True
         deadline = time.monotonic() + timeout
         while self.progress.records or self._settling:
             remaining = deadline - time.monotonic()
@@ -147,7 +153,8 @@ class AtLeastOnce:
             TimeoutError: it was not stored in time.
         """
         async with self._commit_lock:
-            assignment = self._consumer.assignment()
+            # Between a revocation and the next assignment the consumer still names the old partitions.
+            assignment = self._consumer.assignment() if self.holding else ()
             offsets = {tp: offset for tp, offset in self.progress.committable().items() if tp in assignment}
             if not offsets:
                 return
@@ -157,13 +164,15 @@ class AtLeastOnce:
             self._observer.stage_ended("commit", time.monotonic() - begun)
             self._observer.committed(offsets)
 
-    def forget(self, partitions: Sequence[TopicPartition]) -> None:
-        """These partitions are no longer ours; what is still under way no longer counts."""
-        self.epoch += 1
-        self.progress.forget(partitions)
-        self._observer.in_flight(0, 0)
-        for partition in partitions:
-            self._suspects.pop(partition, None)
+    def hold(self) -> None:
+        """Partitions have been assigned; all that is known of earlier ones is void."""
+        self._forget()
+        self.holding = True
+
+    def let_go(self) -> None:
+        """The partitions are no longer ours; what is still under way no longer counts."""
+        self._forget()
+        self.holding = False
 
     def check_stuck(self) -> None:
         """See that the oldest delivery is not older than the deadline.
@@ -191,6 +200,29 @@ class AtLeastOnce:
         """Whether `recover` is called for."""
         return self._failure is not None
 
+    def _forget(self) -> None:
+        self._give_up()
+        self.progress.forget()
+        self._culprits.forget()
+        self._failing_since.clear()
+        self._draining = False
+
+    def _give_up(self) -> None:
+        self.epoch += 1
+        self.progress.give_up()
+        self._observer.in_flight(0, 0)
+        self._moved.set()
+
+    async def _reconnect(self) -> None:
+        while self._producer is None:
+            await asyncio.sleep(0.1)
+            try:
+                await self.start()
+            except BrokerUnusableError as error:
+                self._observer.retried("connect", error)
+                self._check_deadline(None, error)
+        self._failing_since.pop(None, None)
+
     async def _room(self) -> None:
         """Wait until what is in flight leaves room for more."""
         while self.progress.size > self._settings.limits.in_flight_bytes and self._failure is None:
@@ -199,68 +231,50 @@ class AtLeastOnce:
     async def _wait_for_move(self, timeout: float) -> None:  # noqa: ASYNC109 - the budget is the caller's
         self._moved.clear()
         try:
-            await asyncio.wait_for(self._moved.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._moved.wait()
         except TimeoutError:
             return
 
-    async def _deliver_part(self, part: Part) -> None:
-        epoch = self.epoch
-        self._mark_guilty(part)
+    def _begin(self, part: Part) -> Ticket:
+        self._culprits.mark(part)
         ticket = Ticket(part.partition, part.records[-1].offset + 1, len(part.records), part.size, time.monotonic())
         self.progress.begin(ticket)
+        return ticket
+
+    async def _deliver_part(self, part: Part, ticket: Ticket, epoch: int) -> None:
+        """Send a part; one given up half-way is read again."""
         sent: list[Batch] = []
         try:
-            singly_until = self._suspects.get(part.partition, -1)
-            for batch in self._outgoing.batches(part, self._new_batch, singly_until):
-                if epoch != self.epoch or self._failure is not None:
-                    break
-                batch.future = await self._send(batch)
+            for batch in self._outgoing.batches(part, self._new_batch, self._culprits.singly_until(part.partition)):
+                if not await self._send(batch, epoch):
+                    return
                 sent.append(batch)
-            else:
-                self._settle_later(part, ticket, sent, epoch)
-                return
         except (errors.KafkaError, TimeoutError) as error:
             self._fail(_Failure(error, part.partition, None))
-        # Given up half-way: the records will be read again. Nobody else looks at these futures.
-        for batch in sent:
-            if batch.future is not None:
-                batch.future.add_done_callback(_retrieve)
-
-    def _mark_guilty(self, part: Part) -> None:
-        if not self._guilty:
             return
-        guilty = {offset: refusal for (tp, offset), refusal in self._guilty.items() if tp == part.partition}
-        part.outputs = list(part.outputs)
-        for position, record in enumerate(part.records):
-            if record.offset in guilty:
-                part.outputs[position] = None
-                part.refusals[position] = guilty[record.offset]
+        task = asyncio.create_task(self._settle(part, ticket, sent, epoch))
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
 
     def _new_batch(self) -> Any:
         if self._producer is None:
             raise errors.ProducerClosed
         return self._producer.create_batch()
 
-    async def _send(self, batch: Batch) -> asyncio.Future[object]:
-        """Queue a batch; the wait for a free place in the partition's queue is the back pressure."""
+    async def _send(self, batch: Batch, epoch: int) -> bool:
+        """Queue a batch, unless all has been given up; the wait for a free place is the back pressure."""
         batch.builder.close()
-        while True:
-            if self._producer is None:
-                raise errors.ProducerClosed
+        while epoch == self.epoch and self._failure is None and self._producer is not None:
             try:
-                future: asyncio.Future[object] = await self._producer.send_batch(
-                    batch.builder, batch.topic, partition=batch.partition
-                )
+                batch.future = await self._producer.send_batch(batch.builder, batch.topic, partition=batch.partition)
             except errors.KafkaTimeoutError as error:
                 # Not queued. The broker is away, perhaps: `check_stuck` knows when it has been too long.
                 self._observer.retried("produce", error)
             else:
-                return future
-
-    def _settle_later(self, part: Part, ticket: Ticket, sent: list[Batch], epoch: int) -> None:
-        task = asyncio.create_task(self._settle(part, ticket, sent, epoch))
-        self._settling.add(task)
-        task.add_done_callback(self._settled)
+                batch.future.add_done_callback(_retrieve)
+                return True
+        return False
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
@@ -276,10 +290,12 @@ class AtLeastOnce:
             except (errors.KafkaError, TimeoutError, OSError) as error:
                 if epoch == self.epoch:
                     self._fail(_Failure(error, part.partition, batch))
-        if self._failure is not None or epoch != self.epoch:
+                return
+        if epoch != self.epoch:
             return
-        self._failing_since = None
+        self._failing_since.pop(part.partition, None)
         self.progress.finish(ticket)
+        self._culprits.acquit(part)
         self._report(part, [batch for batch in sent if batch.topic == self._topology.output.name])
 
     def _report(self, part: Part, outputs: list[Batch]) -> None:
@@ -303,13 +319,8 @@ class AtLeastOnce:
                     "offset": part.records[position].offset,
                 },
             )
-            self._acquit(part)
         observer.progressed(now)
         observer.in_flight(self.progress.records, self.progress.size)
-
-    def _acquit(self, part: Part) -> None:
-        for position in part.refusals:
-            self._guilty.pop((part.partition, part.records[position].offset), None)
 
     def _fail(self, failure: _Failure) -> None:
         if self._failure is None:
@@ -319,30 +330,28 @@ class AtLeastOnce:
     def _judge(self, failure: _Failure) -> None:
         """Decide what a failure means for the records in it and for the service."""
         fault = fault_of(failure.error)
-        batch = failure.batch
-        if fault is Fault.RECORD and batch is not None and batch.topic == self._topology.output.name:
-            if batch.builder.record_count() == 1:
-                self._guilty[failure.partition, batch.first] = refusal_by_broker(failure.error)
-            self._suspects[failure.partition] = max(batch.last + 1, self._suspects.get(failure.partition, 0))
-        elif fault is not Fault.BROKER:
+        if fault is Fault.RECORD and failure.batch is not None:
+            self._culprits.blame(failure.partition, failure.batch, failure.error)
+        elif fault is Fault.BROKER:
+            self._check_deadline(failure.partition, failure.error)
+        else:
             raise BrokerUnusableError(
                 f"Kafka refuses what is written: {describe(failure.error)}",
-                "Check the user's rights on topics.output and topics.dead_letter, and the topics' limits",
+                "Check the user's rights on topics.output and topics.dead_letter",
             ) from failure.error
-        else:
-            self._check_deadline(failure.error)
 
-    def _check_deadline(self, error: BaseException) -> None:
+    def _check_deadline(self, partition: TopicPartition | None, error: BaseException) -> None:
         now = time.monotonic()
-        self._failing_since = now if self._failing_since is None else self._failing_since
         limit = self._settings.delivery.retry_deadline_ms / 1000
-        if now - self._failing_since > limit:
+        if now - self._failing_since.setdefault(partition, now) > limit:
             raise BrokerUnusableError(
-                f"Nothing could be written to Kafka for {limit:.0f} s: {describe(error)}",
+                f"Kafka has taken nothing for {limit:.0f} s: {describe(error)}",
                 "See the brokers; delivery.retry_deadline_ms is the limit",
             ) from error
 
     async def _end_settling(self) -> None:
+        if self._settling:  # those whose acknowledgements are there need only their turn
+            await asyncio.wait(self._settling, timeout=0.05)
         for task in list(self._settling):
             task.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)

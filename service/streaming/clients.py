@@ -122,8 +122,10 @@ async def _attempt(ending: Coroutine[object, object, None], timeout: float) -> N
 
 
 async def _drop(producer: AIOKafkaProducer) -> None:
-    await producer._sender.close()  # noqa: SLF001 - see discard
-    await producer.client.close()
+    try:
+        await producer._sender.close()  # noqa: SLF001 - see discard
+    finally:
+        await producer.client.close()
 
 
 async def bounded(call: Awaitable[T], milliseconds: int) -> T:

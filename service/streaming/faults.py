@@ -66,6 +66,19 @@ def refusal_by_broker(error: BaseException) -> InvalidMessage:
     return InvalidMessage(reason, f"the broker answers {type(error).__name__}")
 
 
+_FINAL: Final = (
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.UnsupportedCodecError,
+    errors.CorruptRecordException,
+)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether no waiting cures a failure to read or commit."""
+    return isinstance(error, _FINAL)
+
+
 def raise_if_final(error: BaseException) -> None:
     """Raise what no waiting cures, with its cure.
 
@@ -79,5 +92,5 @@ def raise_if_final(error: BaseException) -> None:
         raise BrokerUnusableError(
             f"The user may not use the group: {said}", "Grant it Read on kafka.group_id"
         ) from error
-    if isinstance(error, errors.UnsupportedCodecError | errors.CorruptRecordException):
+    if is_final(error):
         raise BrokerUnusableError(f"A batch of the input topic cannot be read: {said}", "See the topic") from error

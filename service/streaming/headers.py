@@ -54,8 +54,10 @@ class HeaderPolicy:
         return [*kept, *((name, value.encode()) for name, value in ours.items())]
 
 
-def without_value(headers: Headers, value: bytes) -> Headers:
+def without_value(headers: Headers, value: bytes | None) -> Headers:
     """The headers of a dead letter whose value is too long for its topic."""
+    if value is None:
+        return headers
     digest = hashlib.sha256(value).hexdigest()
     return [
         *headers,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka.partitioner import murmur2
 
 from service.streaming.headers import HeaderPolicy, without_value
+from service.streaming.records import Reduction
 from service.transform.refusals import InvalidMessage, Reason
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from service.streaming.startup import Topology
 
     BatchBuilder = Any  # aiokafka's
+
+# What Kafka writes for "no timestamp"; aiokafka's builder takes it for "no record yet", and the
+# second record's timestamp for the first one's.
+NO_TIMESTAMP: Final = -1
+# A longer key stays behind where a dead letter must be small.
+SHORT_KEY: Final = 1024
 
 
 @dataclass(slots=True)
@@ -62,12 +69,12 @@ class Outgoing:
         Args:
             part: transformed records; its refusals are completed on the way.
             new_batch: makes an empty batch.
-            singly_until: outputs of records before this offset are sent one by one.
+            singly_until: records before this offset are sent one by one.
         """
         for partition, positions in self._routes(part):
             yield from self._outputs(part, partition, positions, new_batch, singly_until)
         if part.refusals:
-            yield from self._dead_letters(part, new_batch)
+            yield from self._dead_letters(part, new_batch, singly_until)
 
     def _routes(self, part: Part) -> Iterator[tuple[int, Sequence[int]]]:
         """Output partitions and the positions of the records that go there."""
@@ -93,20 +100,21 @@ class Outgoing:
         records, outputs = part.records, part.outputs
         topic, limit = self._output.name, self._output_limit
         builder = new_batch()
-        first = last = 0
+        first = last = born = 0
         for position in positions:
             value = outputs[position]
             record = records[position]
             if value is None and not self._forwarded(part, position):
                 continue
             headers = self._headers.passed_on(record.headers) if record.headers else []
-            full = record.offset < singly_until and builder.record_count() > 0
+            apart = record.offset < singly_until or born == NO_TIMESTAMP != record.timestamp
+            full = apart and builder.record_count() > 0
             if full or builder.append(timestamp=record.timestamp, key=record.key, value=value, headers=headers) is None:
                 yield Batch(topic, partition, first, last, builder)
                 builder = new_batch()
                 builder.append(timestamp=record.timestamp, key=record.key, value=value, headers=headers)
             if builder.record_count() == 1:
-                first = record.offset
+                first, born = record.offset, record.timestamp
                 if limit is not None and builder.size() > limit:
                     part.refusals[position] = InvalidMessage(
                         Reason.OUTPUT_TOO_LARGE, f"the output takes {builder.size()} bytes, {topic} accepts {limit}"
@@ -124,34 +132,50 @@ class Outgoing:
         del part.refusals[position]
         return True
 
-    def _dead_letters(self, part: Part, new_batch: Callable[[], BatchBuilder]) -> Iterator[Batch]:
+    def _dead_letters(self, part: Part, new_batch: Callable[[], BatchBuilder], singly_until: int) -> Iterator[Batch]:
         topic = self._dead_letter.name
         partition = part.partition.partition % self._dead_letter.partitions
         if self._tombstones == "drop":
             for position in [p for p, refusal in part.refusals.items() if refusal.reason is Reason.NULL_VALUE]:
                 del part.refusals[position]
         builder = new_batch()
-        first = last = 0
+        first = last = born = 0
         for position in sorted(part.refusals):
             record = part.records[position]
-            letter = self._dead_letter_of(record, part.refusals[position], new_batch)
-            if builder.append(**letter) is None:
+            letter = self._dead_letter_of(record, part, position, new_batch)
+            apart = record.offset < singly_until or born == NO_TIMESTAMP != letter["timestamp"]
+            if (apart and builder.record_count() > 0) or builder.append(**letter) is None:
                 yield Batch(topic, partition, first, last, builder)
                 builder = new_batch()
                 builder.append(**letter)
-            first = record.offset if builder.record_count() == 1 else first
+            if builder.record_count() == 1:
+                first, born = record.offset, letter["timestamp"]
             last = record.offset
         if builder.record_count():
             yield Batch(topic, partition, first, last, builder)
 
     def _dead_letter_of(
-        self, record: Record, refusal: InvalidMessage, new_batch: Callable[[], BatchBuilder]
+        self, record: Record, part: Part, position: int, new_batch: Callable[[], BatchBuilder]
     ) -> dict[str, Any]:
-        """A dead letter; one that its topic would refuse even alone goes without its value."""
-        headers = self._headers.of_dead_letter(record, refusal)
-        letter = {"timestamp": record.timestamp, "key": record.key, "value": record.value, "headers": headers}
+        """A dead letter; one that its topic would refuse even alone leaves its value, or all its bulk, behind."""
+        reduction = part.reductions.get(record.offset, Reduction())
+        headers = self._headers.of_dead_letter(record, part.refusals[position])
+        letter = {
+            "timestamp": None if reduction.untimed else record.timestamp,
+            "key": record.key,
+            "value": record.value,
+            "headers": headers,
+        }
+        if not reduction.bare and self._accepts(letter, new_batch):
+            return letter
+        letter |= {"value": None, "headers": without_value(headers, record.value)}
+        if not reduction.bare and self._accepts(letter, new_batch):
+            return letter
+        key = record.key if record.key and len(record.key) <= SHORT_KEY else b"%d" % record.offset
+        ours = [header for header in headers if header not in record.headers]
+        return letter | {"key": key, "headers": without_value(ours, record.value)}
+
+    def _accepts(self, letter: dict[str, Any], new_batch: Callable[[], BatchBuilder]) -> bool:
         alone = new_batch()
         alone.append(**letter)
-        if record.value is not None and alone.size() > self._dead_letter.max_message_bytes:
-            letter |= {"value": None, "headers": without_value(headers, record.value)}
-        return letter
+        return bool(alone.size() <= self._dead_letter.max_message_bytes)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from aiokafka import errors
 
-from service.errors import LostProgressError
+from service.errors import BrokerUnusableError, LostProgressError
 from service.streaming.batching import BatchPolicy, Window
 from service.streaming.clients import bounded
-from service.streaming.faults import raise_if_final
+from service.streaming.faults import is_final, raise_if_final
 from service.streaming.offsets import committed_offset
 from service.streaming.records import Part, Record, size_of
 
@@ -62,6 +62,7 @@ class Poller:
         self._delivery = delivery
         self._observer = observer
         self._waiting: asyncio.Task[None] | None = None
+        self._failing_since: float | None = None
 
     async def micro_batches(self) -> Iterator[MicroBatch]:
         """Poll until the window closes (with no delay asked for: what has arrived), and cut it."""
@@ -99,18 +100,40 @@ class Poller:
     async def _poll(self, timeout_ms: int, max_records: int) -> Polled:
         self._waiting = asyncio.current_task()
         try:
-            return await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)  # type: ignore[no-any-return]
+            polled: Polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
         except errors.NoOffsetForPartitionError as error:
             await self._begin(error.args[0])
         except errors.OffsetOutOfRangeError as error:
             await self._begin_anew(error.args[0])
         except errors.KafkaError as error:
+            # Other partitions' records may have left the consumer in the call that raised this.
+            self._delivery.holding &= not is_final(error)
             raise_if_final(error)
-            self._observer.retried("consume", error)
-            await asyncio.sleep(0.5)
+            await self._wait_out(error)
+        except UnicodeDecodeError as error:
+            self._delivery.holding = False
+            raise BrokerUnusableError(
+                f"A record of the input topic has a header name that is not UTF-8: {error.object!r}",
+                "The client library cannot read it; remove it, or move the group's offset past it",
+            ) from error
+        else:
+            self._failing_since = None
+            return polled
         finally:
             self._waiting = None
         return {}
+
+    async def _wait_out(self, error: errors.KafkaError) -> None:
+        """Bear with a fault of the broker, but not for ever."""
+        now, limit = time.monotonic(), self._settings.delivery.retry_deadline_ms / 1000
+        self._failing_since = self._failing_since or now
+        if now - self._failing_since > limit:
+            raise BrokerUnusableError(
+                f"Nothing could be read from Kafka for {limit:.0f} s: {type(error).__name__}: {error}",
+                "See the brokers; delivery.retry_deadline_ms is the limit",
+            ) from error
+        self._observer.retried("consume", error)
+        await asyncio.sleep(0.5)
 
     def _cut(self, polled: Polled, epoch: int, waited: float, closed_by: str) -> Iterator[MicroBatch]:
         """Cut what was polled where `batch.max_bytes` says so."""
@@ -137,6 +160,7 @@ class Poller:
 
     async def _begin(self, partition: TopicPartition) -> None:
         """Find out where to begin on a partition that seems to have no commit."""
+        epoch = self._delivery.epoch
         try:
             offset = await committed_offset(self._consumer, self._settings.kafka.group_id, partition)
             if offset is None:
@@ -146,12 +170,14 @@ class Poller:
             self._observer.retried("offset_fetch", error)
             await asyncio.sleep(0.2)
             return  # the consumer asks again
-        self._go_to(partition, offset)
+        self._go_to(partition, offset, epoch)
 
     async def _begin_anew(self, lost: dict[TopicPartition, int]) -> None:
         """Decide what to do where the next record has fallen off the log."""
-        policy = self._settings.delivery.on_offset_lost
+        policy, epoch = self._settings.delivery.on_offset_lost, self._delivery.epoch
         for partition, offset in lost.items():
+            if not await self._is_lost(partition, offset):
+                continue
             self._observer.offset_lost(partition.topic, partition.partition, offset, policy)
             if policy == "stop":
                 raise LostProgressError(
@@ -159,16 +185,28 @@ class Poller:
                     "Records may be missing; to go on, set delivery.on_offset_lost to earliest or latest",
                 )
             try:
-                self._go_to(partition, await self._end_of_log(partition, policy))
+                self._go_to(partition, await self._end_of_log(partition, policy), epoch)
             except (errors.KafkaError, TimeoutError) as error:
                 self._observer.retried("offset_fetch", error)
+
+    async def _is_lost(self, partition: TopicPartition, offset: int) -> bool:
+        """Whether the offset is out of the log: a report may be of an earlier assignment, or a replica's."""
+        if partition not in self._consumer.assignment():
+            return False
+        try:
+            first, end = [await self._end_of_log(partition, which) for which in ("earliest", "latest")]
+        except (errors.KafkaError, TimeoutError) as error:
+            self._observer.retried("offset_fetch", error)
+            return False  # the consumer reports it again
+        return not first <= offset <= end
 
     async def _end_of_log(self, partition: TopicPartition, which: str) -> int:
         ask = self._consumer.beginning_offsets if which == "earliest" else self._consumer.end_offsets
         offsets = await bounded(ask([partition]), self._settings.kafka.request_timeout_ms)
         return int(offsets[partition])
 
-    def _go_to(self, partition: TopicPartition, offset: int) -> None:
-        if partition in self._consumer.assignment():
+    def _go_to(self, partition: TopicPartition, offset: int, epoch: int) -> None:
+        """Read on from `offset`, if the partition is still ours since `epoch`."""
+        if epoch == self._delivery.epoch and partition in self._consumer.assignment():
             self._consumer.seek(partition, offset)
             self._delivery.progress.jump(partition, offset)

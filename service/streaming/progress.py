@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from aiokafka import TopicPartition
 
 
@@ -81,10 +79,10 @@ class Progress:
         done once all before them is, lag never reaches 0 behind a transactional producer.
         """
         done = self._done.get(partition)
-        taken, timestamp = self._taken.get(partition, (None, 0))
-        if done == taken and (done is None or position > done):
+        taken, timestamp = self._taken.get(partition, (done, 0))
+        if taken == done and (done is None or position > done):
             self._done[partition] = position
-            if taken is not None:
+            if partition in self._taken:
                 self._taken[partition] = (position, timestamp)
 
     def last_timestamp(self, partition: TopicPartition) -> int:
@@ -116,14 +114,13 @@ class Progress:
         return min((queue[0] for queue in self._under_way.values() if queue), key=lambda t: t.begun_at, default=None)
 
     def give_up(self) -> None:
-        """Forget what is under way; it will be read again from the acknowledged prefix."""
+        """Forget what is under way; it will be read again, once the consumer has gone back (`jump`)."""
         self._under_way.clear()
-        self._taken.clear()
         self.records = self.size = 0
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> None:
-        """The partitions are no longer ours."""
+    def forget(self) -> None:
+        """No partition is ours any more."""
         self.give_up()
-        for partition in partitions:
-            self._done.pop(partition, None)
-            self._committed.pop(partition, None)
+        self._done.clear()
+        self._committed.clear()
+        self._taken.clear()

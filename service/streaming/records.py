@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -25,6 +25,19 @@ class Record(Protocol):
     headers: Sequence[tuple[str, bytes | None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What a dead letter leaves behind because its topic refused it whole.
+
+    Attributes:
+        untimed: its own timestamp; it carries the time of sending.
+        bare: its value, headers and a long or missing key.
+    """
+
+    untimed: bool = False
+    bare: bool = False
+
+
 @dataclass(slots=True)
 class Part:
     """Consecutive records of one partition and what became of each.
@@ -35,6 +48,7 @@ class Part:
         outputs: by position; `None` for a refused record.
         refusals: by position.
         size: bytes of the records' values.
+        reductions: by offset, what dead letters must leave behind.
     """
 
     partition: TopicPartition
@@ -42,6 +56,7 @@ class Part:
     outputs: Sequence[bytes | None]
     refusals: dict[int, InvalidMessage]
     size: int
+    reductions: dict[int, Reduction] = field(default_factory=dict)
 
     @classmethod
     def of(cls, partition: TopicPartition, records: Sequence[Record]) -> Part:

@@ -69,6 +69,8 @@ class Ticker:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._delivery.check_stuck()
+            if not self._delivery.holding:
+                continue  # in a rebalance the consumer still tells the old partitions and positions
             if time.monotonic() >= next_commit:
                 await self._commit()
                 next_commit = time.monotonic() + interval
@@ -96,9 +98,11 @@ class Ticker:
             try:
                 standing = await bounded(self._consumer.position(partition), POSITION_MS)
             except (errors.KafkaError, TimeoutError):
-                continue
-            if epoch != self._delivery.epoch:
+                standing = None
+            if epoch != self._delivery.epoch or not self._delivery.holding:
                 break  # these partitions may be others' by now
+            if standing is None:
+                continue
             progress.pass_over(partition, standing)
             end = self._consumer.last_stable_offset(partition)
             position = progress.position(partition)

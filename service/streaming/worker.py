@@ -50,7 +50,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         self._observer = observer
         self._stopping = asyncio.Event()
         self._joined = False
-        self._revoking = False
         self._connected: _Connected | None = None
         # aiokafka would log an error of a callback and forget it; here it ends the service.
         self._callback_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -99,7 +98,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         poller, delivery = self._parts.poller, self._parts.delivery
         while not self._stopping.is_set():
             for batch in await poller.micro_batches():
-                if batch.epoch != delivery.epoch or self._revoking or delivery.failed:
+                if batch.epoch != delivery.epoch or delivery.failed:
                     break  # not delivered, not committed: these records are read again
                 await self._process(batch)
             await delivery.recover()
@@ -117,7 +116,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
             part.outputs = outcome.outputs[start:stop]
             part.refusals = {p - start: r for p, r in outcome.refusals.items() if start <= p < stop}
             start = stop
-        await self._parts.delivery.deliver(batch.parts)
+        await self._parts.delivery.deliver(batch.parts, batch.epoch)
         watch.mark("deliver")
         observer.records_transformed("columnar", outcome.columnar)
         observer.records_transformed("general", outcome.general)
@@ -132,7 +131,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         if not revoked:
             return
         delivery = self._parts.delivery
-        self._revoking = True
         drained = False
         try:
             drained = await delivery.drain(self._settings.delivery.drain_timeout_ms / 1000)
@@ -141,15 +139,25 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
             drained = False
             self._observer.retried("commit", error)
         except Exception as error:  # noqa: BLE001 - see _callback_failed
-            self._callback_failed.set_exception(error)
+            if not self._callback_failed.done():
+                self._callback_failed.set_exception(error)
         finally:
-            delivery.forget(list(revoked))
-            self._revoking = False
+            delivery.let_go()
         self._observer.revoked(sorted(revoked), drained)
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Note it; positions come from the commits, or from the poller."""
+        """Begin anew; positions come from the commits, or from the poller."""
+        self._parts.delivery.hold()
         self._joined = True
+        output = self._parts.topology.output
+        beyond = [tp for tp in assigned if tp.partition >= output.partitions]
+        if beyond and self._settings.delivery.partitioning == "same" and not self._callback_failed.done():
+            self._callback_failed.set_exception(
+                BrokerUnusableError(
+                    f"Partition {min(beyond).partition} of the input has none of its number in {output.name}",
+                    "Add partitions to topics.output, then restart",
+                )
+            )
         self._observer.assigned(sorted(assigned))
 
     # --- life ---------------------------------------------------------------------------------
@@ -165,10 +173,12 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
             while not task.done():  # once may not be enough: libraries swallow cancellations
                 task.cancel()
                 await asyncio.wait({task}, timeout=0.2)
-        if task.cancelled():
-            return False
-        task.result()
-        return True
+        if not task.cancelled():
+            task.result()
+            return True
+        if not self._stopping.is_set():
+            raise BrokerUnusableError("Connecting to Kafka was interrupted", "Start again")
+        return False
 
     async def _startup(self) -> None:
         topology = await examine(self._settings)
@@ -201,9 +211,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         if not main.done():
             await asyncio.wait({main}, timeout=deadline - time.monotonic())
         failed = any(task.done() and not task.cancelled() and task.exception() for task in (main, ticker))
-        for task in (main, ticker):
-            task.cancel()
-        await asyncio.gather(main, ticker, return_exceptions=True)
+        left_running = {task for task in (main, ticker) if not task.done()}
+        while left_running:  # once may not be enough: libraries swallow cancellations
+            for task in left_running:
+                task.cancel()
+            _, left_running = await asyncio.wait(left_running, timeout=0.2)
         drained = await delivery.drain(max(0.0, deadline - time.monotonic()))
         left = delivery.progress.records
         problem = "" if drained else f"{left} records were not acknowledged within delivery.drain_timeout_ms"
@@ -228,6 +240,7 @@ class _Connected:
     """What a worker has once the topics are known."""
 
     def __init__(self, settings: Settings, topology: Topology, observer: Observer) -> None:
+        self.topology = topology
         self.consumer = make_consumer(settings)
         self.delivery = AtLeastOnce(settings, topology, self.consumer, observer)
         self.poller = Poller(settings, self.consumer, self.delivery, observer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -235,4 +236,67 @@ async def test_a_bad_value_does_not_slow_its_neighbours_down(bus: Bus, make_serv
     (dead,) = await bus.dead_letters(1)
     assert dict(dead.headers)["softmax-error-reason"] == b"nan"
     assert 'softmax_records_total{path="columnar"} 999.0' in service.get("/metrics")[1]
+    assert await service.stop() == 0
+
+
+async def test_dead_letters_are_cut_to_their_own_topic_s_limit(kafka: Broker, make_service: MakeService) -> None:
+    """Many refused records that fit one by one are not sent as one batch that does not."""
+    async with Bus(
+        kafka.bootstrap_servers,
+        "narrow",
+        1,
+        input_configs={"max.message.bytes": "100000"},
+        dead_letter_configs={"max.message.bytes": "120000"},
+    ) as bus:
+        await bus.send([b"\xc1" + bytes(9000) for _ in range(60)])
+        service = await make_service(bus).start().ready()
+        assert len(await bus.dead_letters(60)) == 60
+        assert await service.stop() == 0
+
+
+async def test_a_time_that_no_topic_accepts_is_no_poison(kafka: Broker, make_service: MakeService) -> None:
+    """Output and dead letter are refused for the copied timestamp: the dead letter goes with its own time."""
+    configs = {"message.timestamp.after.max.ms": str(10**12)}
+    async with Bus(kafka.bootstrap_servers, "future", 1, input_configs=configs) as bus:
+        soon = int(time.time() * 1000) + 2 * 3_600_000
+        await bus.send([pack([1.0], id=0)])
+        await bus.send([pack([1.0], id=1)], timestamp_ms=soon, headers=[("kept", b"x")])
+        await bus.send([pack([1.0], id=2)])
+        service = await make_service(bus).start().ready()
+        (dead,) = await bus.dead_letters(1)
+        headers = dict(dead.headers)
+        assert headers["softmax-error-reason"] == b"rejected_by_broker"
+        assert (headers["softmax-error-timestamp"], headers["kept"]) == (str(soon).encode(), b"x")
+        assert unpack(dead.value)["id"] == 1
+        assert dead.timestamp < soon
+        ids = [unpack(record.value)["id"] for record in await bus.everything(bus.output)]
+        assert list(dict.fromkeys(ids)) == [0, 2]
+        assert await service.stop() == 0
+
+
+async def test_a_key_too_large_for_any_topic_stays_behind(kafka: Broker, make_service: MakeService) -> None:
+    """What only fits compressed, key included, ends as a bare dead letter with its coordinates."""
+    async with Bus(kafka.bootstrap_servers, "bulkykey", 1) as bus:
+        async with AIOKafkaProducer(**bus.connection, compression_type="gzip", max_request_size=4 << 20) as producer:
+            await producer.send_and_wait(bus.input, pack([1.0], id=0), key=bytes(2 << 20), partition=0)
+        await bus.send([pack([1.0], id=1)])
+        service = await make_service(bus).start().ready()
+        (dead,) = await bus.dead_letters(1)
+        headers = dict(dead.headers)
+        assert (dead.key, dead.value) == (b"0", None)
+        assert headers["softmax-error-reason"] == b"output_too_large"
+        assert headers["softmax-error-value-length"] == str(len(pack([1.0], id=0))).encode()
+        assert [unpack(record.value)["id"] for record in await bus.outputs(1)] == [1]
+        assert await service.stop() == 0
+
+
+async def test_a_record_without_a_timestamp_stays_without(bus: Bus, make_service: MakeService) -> None:
+    """-1 is Kafka's "no timestamp"; its neighbours' do not rub off on it."""
+    times = [-1, 1_000_000, 1_700_000_000_000, -1]
+    for number, stamp in enumerate(times):
+        batch = bus.producer.create_batch()
+        batch.append(timestamp=stamp, key=None, value=pack([1.0], id=number), headers=[])
+        await (await bus.producer.send_batch(batch, bus.input, partition=0))
+    service = await make_service(bus).start().ready()
+    assert [record.timestamp for record in await bus.outputs(4)] == times
     assert await service.stop() == 0

@@ -8,6 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.record.util import calc_crc32c as crc32c
 from harness import Bus, ServiceProcess, eventually, pack, unpack
 
 from service.broker import Broker, BrokerConfig
@@ -199,3 +202,82 @@ async def test_an_idle_service_notices_that_its_broker_is_gone(make_service: Mak
             assert "answered nothing" in service.log
             assert len(service.log.splitlines()) < 60
             await asyncio.to_thread(broker.start)
+
+
+class _SlowToLeave(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
+    """A member that makes the others wait in their rebalance."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def on_partitions_revoked(self, revoked: object) -> None:  # noqa: ARG002 - aiokafka's signature
+        await asyncio.sleep(self.seconds)
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        pass
+
+
+async def test_a_slow_rebalance_commits_nothing_that_was_only_taken(bus: Bus, make_service: MakeService) -> None:
+    """Records held back by a delay when a rebalance begins are answered afterwards, however long it takes."""
+    slow = _SlowToLeave()
+
+    def peer() -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            **bus.connection,
+            group_id=f"{bus.name}.group",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+            heartbeat_interval_ms=300,
+            rebalance_timeout_ms=60_000,
+        )
+
+    service = await make_service(bus, batch__max_delay_ms=8000).start().ready()
+    async with peer() as first, peer() as second:
+        first.subscribe([bus.input], listener=slow)
+        await eventually(lambda: service.metric("softmax_assigned_partitions") == 2)
+        slow.seconds = 5
+        await bus.send([_message(number) for number in range(40)], partition=None)
+        await eventually(lambda: service.metric("softmax_records_consumed_total") == 20)
+        second.subscribe([bus.input])
+        await eventually(lambda: service.metric("softmax_rebalances_total") >= 3)
+        await asyncio.sleep(2)
+        assert service.metric("softmax_rebalances_total") == 3
+        slow.seconds = 0
+    assert _by_partition(await bus.outputs(40, within=60)) == _expected(bus, 40)
+    assert await service.stop() == 0
+
+
+async def test_an_aborted_transaction_is_no_stall(bus: Bus, make_service: MakeService) -> None:
+    """Aborted records on an idle partition leave no lag, and no reason to restart the service."""
+    service = await make_service(bus, http__stall_seconds=1).start().ready()
+    await eventually(lambda: service.get("/metrics")[1].count("softmax_consumer_lag_records{") == bus.partitions)
+    async with AIOKafkaProducer(**bus.connection, transactional_id=f"{bus.name}.aborts") as producer:
+        await producer.begin_transaction()
+        for _ in range(10):
+            await producer.send_and_wait(bus.input, _message(0), partition=1)
+        await producer.abort_transaction()
+    await asyncio.sleep(3)
+    assert service.metric("softmax_consumer_lag_records") == 0
+    assert service.get("/livez")[0] == 200
+    assert await service.stop() == 0
+
+
+async def test_a_header_name_that_is_no_text_stops_the_service_with_a_reason(
+    bus: Bus, make_service: MakeService
+) -> None:
+    """The client library cannot read such a record; exit code 3 says so, and nothing before it is lost."""
+    await bus.send([_message(0)])
+    batch = bus.producer.create_batch()
+    batch.append(timestamp=1, key=None, value=_message(1), headers=[("name", b"")])
+    raw = bytearray(batch._build())
+    raw[raw.index(b"name")] = 0xFF
+    raw[17:21] = crc32c(bytes(raw[21:])).to_bytes(4, "big")
+    batch._buffer = bytes(raw)
+    batch._set_producer_state = lambda *_, **__: None
+    async with AIOKafkaProducer(**bus.connection) as plain:
+        await (await plain.send_batch(batch, bus.input, partition=0))
+    service = make_service(bus).start()
+    assert await service.wait() == 3
+    assert "header name that is not UTF-8" in service.log
+    assert "Traceback" not in service.log

@@ -84,15 +84,14 @@ class ProgressMachine(RuleBasedStateMachine):
             self._lose(where)
             self.next_offset[where] = self.position.get(where, self.next_offset[where])
 
-    @rule(gone=st.sets(partitions))
-    def forget(self, gone: set[TopicPartition]) -> None:
-        self.progress.forget(gone)
+    @rule()
+    def forget(self) -> None:
+        self.progress.forget()
         for where in (A, B):
             self._lose(where)
             self.next_offset[where] = self.position.get(where, self.next_offset[where])
-        for where in gone:
-            self.position.pop(where, None)
-            self.stored.pop(where, None)
+        self.position.clear()
+        self.stored.clear()
 
     def _lose(self, where: TopicPartition) -> None:
         self.lost += [t for t in self.under_way[where] if not t.done]
@@ -231,9 +230,9 @@ def test_forgotten_partitions_have_no_position_and_begin_anew_when_they_come_bac
     progress.take(A, 5, 5, 0)
     progress.take(B, 6, 6, 0)
     progress.committed(progress.committable())
-    progress.forget([A])
+    progress.forget()
     assert progress.position(A) is None
-    assert progress.position(B) == 6
+    assert progress.position(B) is None
     progress.take(A, 5, 5, 0)
     assert progress.committable() == {A: 5}
 
@@ -242,7 +241,7 @@ def test_forgetting_gives_up_what_is_under_way_everywhere() -> None:
     progress = Progress()
     kept = ticket(5, where=B)
     progress.begin(kept)
-    progress.forget([A])
+    progress.forget()
     assert (progress.records, progress.size, progress.oldest()) == (0, 0, None)
     progress.finish(kept)
     assert progress.position(B) is None
