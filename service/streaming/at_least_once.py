@@ -304,7 +304,9 @@ class AtLeastOnce:
             observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
         if outputs:
             refusals = part.refusals
-            stamps = [record.timestamp for p, record in enumerate(part.records) if p not in refusals]
+            stamps = [record.timestamp for record in part.records]
+            if refusals:
+                stamps = [stamp for position, stamp in enumerate(stamps) if position not in refusals]
             born = np.asarray(stamps, np.float64) / 1000
             observer.outputs_acknowledged(MODEL, now - born[born >= 0])  # Kafka writes -1 for "no timestamp"
         if part.refusals:

@@ -13,13 +13,14 @@ from service.transform.refusals import InvalidMessage, Reason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from service.settings import Settings
     from service.streaming.records import Part, Record
     from service.streaming.startup import Topology
 
     BatchBuilder = Any  # aiokafka's
+    Result = tuple[int, Record, bytes | None]  # position in the part, input, output
 
 # What Kafka writes for "no timestamp"; aiokafka's builder takes it for "no record yet", and the
 # second record's timestamp for the first one's.
@@ -71,57 +72,64 @@ class Outgoing:
             new_batch: makes an empty batch.
             singly_until: records before this offset are sent one by one.
         """
-        for partition, positions in self._routes(part):
-            yield from self._outputs(part, partition, positions, new_batch, singly_until)
+        for partition, results in self._routes(part):
+            yield from self._outputs(part, partition, results, new_batch, singly_until)
         if part.refusals:
             yield from self._dead_letters(part, new_batch, singly_until)
 
-    def _routes(self, part: Part) -> Iterator[tuple[int, Sequence[int]]]:
-        """Output partitions and the positions of the records that go there."""
+    def _routes(self, part: Part) -> Iterator[tuple[int, Iterable[Result]]]:
+        """Output partitions and the results that go there."""
+        results = zip(range(len(part.records)), part.records, part.outputs, strict=True)
         if self._partitioning == "same":
-            yield part.partition.partition, range(len(part.records))
+            yield part.partition.partition, results
             return
-        routes: dict[int, list[int]] = {}
-        for position, record in enumerate(part.records):
+        routes: dict[int, list[Result]] = {}
+        for result in results:
             # Without a key there is nothing to hash: such records stay together with their partition.
-            key = record.key
+            key = result[1].key
             target = part.partition.partition if key is None else murmur2(key) & 0x7FFFFFFF
-            routes.setdefault(target % self._output.partitions, []).append(position)
+            routes.setdefault(target % self._output.partitions, []).append(result)
         yield from routes.items()
 
     def _outputs(
         self,
         part: Part,
         partition: int,
-        positions: Sequence[int],
+        results: Iterable[Result],
         new_batch: Callable[[], BatchBuilder],
         singly_until: int,
     ) -> Iterator[Batch]:
-        records, outputs = part.records, part.outputs
+        """The one loop over single outputs that aiokafka's public interface asks for: kept lean."""
         topic, limit = self._output.name, self._output_limit
+        passed_on = self._headers.passed_on
+        careful = part.records[0].offset < singly_until
         builder = new_batch()
-        first = last = born = 0
-        for position in positions:
-            value = outputs[position]
-            record = records[position]
+        append = builder.append
+        empty, untimed = True, False
+        first = last = 0
+        for position, record, value in results:
             if value is None and not self._forwarded(part, position):
                 continue
-            headers = self._headers.passed_on(record.headers) if record.headers else []
-            apart = record.offset < singly_until or born == NO_TIMESTAMP != record.timestamp
-            full = apart and builder.record_count() > 0
-            if full or builder.append(timestamp=record.timestamp, key=record.key, value=value, headers=headers) is None:
+            headers = passed_on(record.headers) if record.headers else []
+            timestamp = record.timestamp
+            apart = (careful and record.offset < singly_until) or (untimed and timestamp != NO_TIMESTAMP)
+            if (apart and not empty) or append(
+                timestamp=timestamp, key=record.key, value=value, headers=headers
+            ) is None:  # fmt: skip
                 yield Batch(topic, partition, first, last, builder)
                 builder = new_batch()
-                builder.append(timestamp=record.timestamp, key=record.key, value=value, headers=headers)
-            if builder.record_count() == 1:
-                first, born = record.offset, record.timestamp
+                append, empty = builder.append, True
+                append(timestamp=timestamp, key=record.key, value=value, headers=headers)
+            if empty:
+                first, empty, untimed = record.offset, False, timestamp == NO_TIMESTAMP
                 if limit is not None and builder.size() > limit:
                     part.refusals[position] = InvalidMessage(
                         Reason.OUTPUT_TOO_LARGE, f"the output takes {builder.size()} bytes, {topic} accepts {limit}"
                     )
                     builder = new_batch()
+                    append, empty, untimed = builder.append, True, False
             last = record.offset
-        if builder.record_count():
+        if not empty:
             yield Batch(topic, partition, first, last, builder)
 
     def _forwarded(self, part: Part, position: int) -> bool:

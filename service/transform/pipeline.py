@@ -107,6 +107,11 @@ class _MicroBatch:
     def by_length(self) -> Iterable[tuple[int, list[int]]]:
         """Positions of the records that may be transformed, grouped by length; the others are refused."""
         values, longest = self._values, self._limits.max_message_bytes
+        if values and None not in values:  # nearly always, and nearly always of one length
+            lengths = list(map(len, values))  # type: ignore[arg-type]
+            if lengths[0] <= longest and lengths.count(lengths[0]) == len(lengths):
+                self._mark("layout")
+                return [(lengths[0], list(range(len(values))))]
         groups: defaultdict[int, list[int]] = defaultdict(list)
         for position, value in enumerate(values):
             if value is None:
