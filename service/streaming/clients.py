@@ -10,6 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.helpers import create_ssl_context
 
+from service.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
@@ -30,12 +32,18 @@ def connection(settings: Settings) -> dict[str, Any]:
     ssl_context = None
     if secure:
         key_password = kafka.ssl_keyfile_password
-        ssl_context = create_ssl_context(
-            cafile=kafka.ssl_cafile,
-            certfile=kafka.ssl_certfile,
-            keyfile=kafka.ssl_keyfile,
-            password=key_password.get_secret_value() if key_password else None,
-        )
+        try:
+            ssl_context = create_ssl_context(
+                cafile=kafka.ssl_cafile,
+                certfile=kafka.ssl_certfile,
+                keyfile=kafka.ssl_keyfile,
+                password=key_password.get_secret_value() if key_password else None,
+            )
+        except (OSError, ValueError) as error:  # a missing file, no certificate in it, a wrong password
+            raise ConfigurationError(
+                f"The certificates cannot be used: {type(error).__name__}: {error}",
+                "Check kafka.ssl_cafile, kafka.ssl_certfile, kafka.ssl_keyfile and kafka.ssl_keyfile_password",
+            ) from None
         ssl_context.check_hostname = kafka.ssl_check_hostname
     return {
         "bootstrap_servers": kafka.bootstrap_servers.split(","),

@@ -94,6 +94,14 @@ async def test_a_dead_letter_topic_too_small(kafka: Broker) -> None:
     assert "Set max.message.bytes of topics.dead_letter to 1064972 or more" in done.stderr
 
 
+def test_certificates_that_are_not_there() -> None:
+    """Exit code 2 for TLS files that cannot be read, naming their settings."""
+    done = _run(kafka__security_protocol="SSL", kafka__ssl_cafile="/nowhere/ca.pem")
+    assert done.returncode == 2
+    assert "kafka.ssl_cafile" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_setting_that_does_not_exist() -> None:
     """Exit code 2 with the setting that was probably meant."""
     done = _run(kafka__groupid="x")
