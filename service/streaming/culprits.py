@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
 
@@ -74,9 +74,10 @@ class Culprits:
     def acquit(self, part: Part) -> None:
         """The part is delivered: nothing in it needs to be remembered."""
         partition, end = part.partition, part.records[-1].offset
-        for memory in (self._guilty, self._reductions):
-            left = {offset: what for offset, what in memory.get(partition, {}).items() if offset > end}
-            memory[partition] = left  # type: ignore[assignment]
+        known: list[dict[int, Any]] = [self._guilty.get(partition, {}), self._reductions.get(partition, {})]
+        for offsets in known:
+            for offset in [offset for offset in offsets if offset <= end]:
+                del offsets[offset]
         if self._suspects.get(partition, -1) <= end + 1:
             self._suspects.pop(partition, None)
 
