@@ -113,7 +113,7 @@ class Poller:
         except UnicodeDecodeError as error:
             self._delivery.holding = False
             raise BrokerUnusableError(
-                f"A record of the input topic has a header name that is not UTF-8: {error.object!r}",
+                f"A record of the input topic has a header name that is not UTF-8: {error.object[:64]!r}",
                 "The client library cannot read it; remove it, or move the group's offset past it",
             ) from error
         else:
