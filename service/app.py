@@ -48,7 +48,8 @@ async def serve(settings: Settings) -> None:
         settings.batch.max_bytes,
     )
     limits = Limits(settings.limits.max_message_bytes, settings.limits.max_classes)
-    worker = Worker(settings, Pipeline(limits), Observers(metrics, LogEvents()))
+    pipeline = Pipeline(limits, settings.profiles())
+    worker = Worker(settings, pipeline, Observers(metrics, LogEvents()))
     http = HttpServer(settings.http.host, settings.http.port, metrics.registry, lambda: worker.health)
     with _StopSignals(worker):
         address = await http.start()

@@ -7,7 +7,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from service.settings import Settings
+    from service.transform.pipeline import Limits
 
 EXIT_CODES = """
-Exit codes: 0 done, 2 wrong settings or a taken port, 3 Kafka cannot be reached or used,
-5 work left unfinished, 70 a bug.
+Exit codes: 0 done, 1 messages were refused (transform, explain), 2 wrong settings or a taken port,
+3 Kafka cannot be reached or used, 5 work left unfinished, 70 a bug.
 """
 
 app = typer.Typer(
@@ -41,6 +42,15 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="YAML file with settings; SOFTMAX_* environment variables win over it."),
 ]
+
+
+Files = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Where messages are; - or none: stdin.")]
+GivenAs = Annotated[
+    Literal["bytes", "hex", "json"],
+    typer.Option("--from", help="What the files hold: one message each as bytes, one a line as hex or json."),
+]
+HeaderModel = Annotated[str | None, typer.Option("--model", help="What the record's header model would say.")]
+Float32 = Annotated[bool, typer.Option("--float32", help="JSON's real numbers become float32, not float64.")]
 
 
 def main() -> NoReturn:
@@ -186,6 +196,61 @@ def tail(
 
 
 @app.command()
+def transform(
+    files: Files = None,
+    given: GivenAs = "bytes",
+    told: Annotated[
+        Literal["msgpack", "hex", "json"],
+        typer.Option("--to", help="How outputs are written; msgpack: raw, one after another."),
+    ] = "msgpack",
+    model: HeaderModel = None,
+    *,
+    float32: Float32 = False,
+    config: ConfigFile = None,
+) -> None:
+    """Transform messages from files or stdin as the service would, without Kafka."""
+    from service.messages import read_messages, tell
+    from service.transform.pipeline import Pipeline
+
+    settings = _load(config)
+    pipeline = Pipeline(_limits(settings), settings.profiles())
+    refused = False
+    for number, data in enumerate(read_messages(files or ["-"], given, float32=float32), 1):
+        outcome = pipeline.transform([data], [_encoded(model)])
+        for output in filter(None, outcome.outputs):
+            tell(output, told)
+        for refusal in outcome.refusals.values():
+            typer.echo(f"message {number}: refused: {refusal}", err=True)
+            refused = True
+    if refused:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+@app.command()
+def explain(
+    files: Files = None,
+    given: GivenAs = "bytes",
+    model: HeaderModel = None,
+    *,
+    float32: Float32 = False,
+    config: ConfigFile = None,
+) -> None:
+    """Tell how the service understands messages from files or stdin, or where they are at fault."""
+    from service.explain import explain as explained
+    from service.messages import read_messages
+
+    settings = _load(config)
+    profiles = settings.profiles()
+    refused = False
+    for number, data in enumerate(read_messages(files or ["-"], given, float32=float32), 1):
+        accepted, lines = explained(data, _encoded(model), _limits(settings), profiles)
+        typer.echo(f"message {number}: " + "\n".join(lines))
+        refused |= not accepted
+    if refused:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+@app.command()
 def demo(
     seconds: Annotated[float | None, typer.Option(min=1, help="End after so long, with a summary.")] = None,
     rate: Annotated[float, typer.Option(min=1, help="Messages a second.")] = 10_000,
@@ -229,6 +294,16 @@ def _load(config: Path | None) -> Settings:
     return load(config)
 
 
+def _limits(settings: Settings) -> Limits:
+    from service.transform.pipeline import Limits
+
+    return Limits(settings.limits.max_message_bytes, settings.limits.max_classes)
+
+
+def _encoded(model: str | None) -> bytes | None:
+    return None if model is None else model.encode()
+
+
 def _quiet() -> None:
     """Tools tell their own story: of the libraries' logs only errors matter, and those become messages."""
     import logging
@@ -260,16 +335,31 @@ def _print_record(record: Any, top: int, *, dead_letter: bool) -> None:
     from service.distributions import lines, read_output
 
     try:
-        name, rows = read_output(record.value or b"")
-    except ValueError as error:
-        typer.echo(f"{where}  {error}")
+        name, heads = read_output(record.value or b"")
+    except ValueError:
+        typer.echo(f"{where}  {_legible(record.value)}")
         return
     typer.echo(f"{where}  id {name}" if name else where)
-    for number, row in enumerate(rows):
-        if len(rows) > 1:
-            typer.echo(f"  row {number}")
-        for line in lines(row, top):
-            typer.echo(line)
+    for head, rows in heads.items():
+        if head:
+            typer.echo(f"  head {head}")
+        for number, row in enumerate(rows):
+            if len(rows) > 1:
+                typer.echo(f"  row {number}")
+            for line in lines(row, top):
+                typer.echo(line)
+
+
+def _legible(value: bytes | None) -> str:
+    """An output that leaves its probabilities out, by its other fields; or any other record."""
+    from service.messages import to_json
+
+    if value is None:
+        return "no value"
+    try:
+        return to_json(value)
+    except ValueError:
+        return f"{len(value)} bytes that are no msgpack"
 
 
 class _Meter:

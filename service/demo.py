@@ -260,8 +260,8 @@ async def _watch(
 def _distributions(records: list[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     for record in records[:SHOWN_DISTRIBUTIONS]:
         with contextlib.suppress(ValueError):
-            name, rows = read_output(record.value or b"")
-            yield name, rows[0]
+            name, heads = read_output(record.value or b"")
+            yield name, next(iter(heads.values()))[0]
 
 
 def _seconds(value: float | None) -> str:

@@ -9,6 +9,7 @@ class ExitCode(IntEnum):
     """The documented exit codes of every command."""
 
     DRAINED = 0
+    REFUSED = 1
     CONFIGURATION = 2
     BROKER = 3
     DEAD_LETTER_LIMIT = 4

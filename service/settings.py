@@ -13,14 +13,17 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from service.errors import ConfigurationError
+from service.transform.profiles import DEFAULT, Profile, Profiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,6 +53,26 @@ def _servers(servers: str) -> str:
     return servers
 
 
+def _labels(given: object) -> object:
+    """Labels as they stand, or read from a file that has one a line."""
+    if not isinstance(given, str):
+        return given
+    try:
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise ValueError(f"cannot read {given}, which must be a UTF-8 text file with one label a line") from None
+    if "" in lines:
+        raise ValueError(f"line {lines.index('') + 1} of {given} is empty")
+    return tuple(lines)
+
+
+Labels = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_labels),
+    WithJsonSchema(
+        {"anyOf": [{"type": "array", "items": {"type": "string", "minLength": 1}}, {"type": "string"}], "default": []}
+    ),
+]
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
 
@@ -178,6 +201,48 @@ class LimitsSettings(Section):
     """Most bytes of inputs whose outputs are not yet acknowledged."""
 
 
+class OutputSettings(Section):
+    """How probabilities leave."""
+
+    dtype: Literal["auto", "float32", "float64"] = "auto"
+    """Their width; auto: float64 where the logits are float64, else float32."""
+
+
+class ModelSettings(Section):
+    """How the messages of one model are read, and what their outputs hold."""
+
+    temperature: float = 1.0
+    """The logits' distances are divided by it."""
+    classes: int | None = None
+    """How many classes there must be; others are refused. The labels' number, if they are given."""
+    labels: Labels = ()
+    """Names of the classes in order: a list, or a file with one a line."""
+    masked: tuple[int, ...] = ()
+    """Indices of classes whose probability is forced to 0."""
+    top_k: int | None = None
+    """How many of the likeliest classes the output top_k holds."""
+    outputs: tuple[str, ...] = ("probabilities",)
+    """Fields that leave, in this order: probabilities, log_probabilities, predicted, label, confidence,
+    entropy, margin, top_k."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ModelSettings:
+        self.profile(None)
+        return self
+
+    def profile(self, dtype: str | None) -> Profile:
+        """These settings as the transform takes them."""
+        return Profile(
+            temperature=self.temperature,
+            classes=self.classes,
+            labels=self.labels,
+            masked=self.masked,
+            top_k=self.top_k,
+            outputs=self.outputs,
+            dtype=dtype,
+        )
+
+
 class HttpSettings(Section):
     """Where metrics and health are served."""
 
@@ -207,6 +272,11 @@ class Settings(Section):
     delivery: DeliverySettings = DeliverySettings()
     batch: BatchSettings = BatchSettings()
     limits: LimitsSettings = LimitsSettings()
+    output: OutputSettings = OutputSettings()
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    """Profiles by the model's name, which a message gives in its field or header `model`; `default` is for the rest."""
+    models_strict: bool = False
+    """Whether a message that names a model without a profile is refused."""
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 
@@ -215,6 +285,13 @@ class Settings(Section):
         if self.delivery.drain_timeout_ms >= self.kafka.session_timeout_ms:
             raise ValueError("delivery.drain_timeout_ms must be less than kafka.session_timeout_ms")
         return self
+
+    def profiles(self) -> Profiles:
+        """The model profiles as the transform takes them."""
+        dtype = None if self.output.dtype == "auto" else self.output.dtype
+        profiles = {name: model.profile(dtype) for name, model in self.models.items()}
+        default = profiles.pop(DEFAULT, Profile(dtype=dtype))
+        return Profiles(profiles, default=default, strict=self.models_strict)
 
     def shown(self) -> dict[str, Any]:
         """The tree as plain values, secrets masked."""
@@ -260,19 +337,17 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 def _from_environment(environment: Mapping[str, str], sources: dict[tuple[str, ...], str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    kinds = dict(_leaves(Settings))
     for name, given in environment.items():
         if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name.startswith(_NOT_SETTINGS_PREFIX):
             continue
         path = tuple(name.removeprefix(PREFIX).lower().split("__"))
         value: Any = given
-        kind = kinds.get(path)
         secret = (*path[:-1], path[-1].removesuffix("_file"))
-        if secret != path and SecretStr in getattr(kinds.get(secret), "__args__", ()):
+        if secret != path and SecretStr in getattr(_kind(secret), "__args__", ()):
             if environment_name(".".join(secret)) in environment:
                 raise ConfigurationError(f"Both {environment_name('.'.join(secret))} and {name} are set", "Keep one")
             path, value = secret, _secret(name, Path(given))
-        elif getattr(kind, "__origin__", None) is tuple and given[:1] == "[":
+        elif getattr(_kind(path), "__origin__", None) is tuple and given[:1] == "[":
             value = _list(name, given)
         sources[path] = name
         _merge(tree, _nest(path, value))
@@ -319,6 +394,20 @@ def _leaves(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tu
             yield (*path, name), kind
 
 
+def _kind(path: tuple[str, ...]) -> Any:
+    """The annotation of the setting at `path`, or `None` where there is none."""
+    kind: Any = Settings
+    for name in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(name)
+            kind = field.annotation if field else None
+        elif getattr(kind, "__origin__", None) is dict:
+            kind = kind.__args__[1]
+        else:
+            return None
+    return kind
+
+
 def _problems(error: ValidationError, sources: Mapping[tuple[str, ...], str], file: str) -> Iterator[str]:
     names = [".".join(path) for path, _ in _leaves(Settings)]
     for problem in error.errors(include_url=False, include_input=False):
@@ -327,7 +416,9 @@ def _problems(error: ValidationError, sources: Mapping[tuple[str, ...], str], fi
         origin = [name for at, name in sources.items() if at[: len(place)] == place or place[: len(at)] == at] or [file]
         where = f" (from {', '.join(origin)})" if any(origin) else ""
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(path, [*names, *Settings.model_fields], n=1, cutoff=0.5)
+            of_models = [f"models.{name}.{field}" for name in place[1:2] for field in ModelSettings.model_fields]
+            known = of_models if place[0] == "models" else [*names, *Settings.model_fields]
+            close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]} ({environment_name(close[0])})?" if close else ""
             yield f"  {path or origin[0]} is no setting{hint}{where}"
         else:

@@ -131,7 +131,7 @@ class Bus:
         *,
         partition: int | None = 0,
         key: Callable[[int], bytes | None] = lambda _: None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         timestamp_ms: int | None = None,
     ) -> None:
         """Write values in order and wait until all are stored; spread over partitions if `partition` is None."""

@@ -26,10 +26,12 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "service": (),
     "service.errors": (),
     "service.distributions": (),
+    "service.messages": ("service.errors",),
+    "service.explain": ("service.transform",),
     "service.transform": ("service.transform",),
     "service.broker": ("service.broker",),
     "service.observability": ("service.observability", "service.errors", "service"),
-    "service.settings": ("service.errors",),
+    "service.settings": ("service.errors", "service.transform.profiles"),
     "service.streaming": (
         "service.streaming",
         "service.transform",
@@ -59,7 +61,10 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
         "service.demo",
         "service.streaming",
         "service.observability.logs",
+        "service.transform",
         "service.distributions",
+        "service.explain",
+        "service.messages",
         "service.settings",
         "service.errors",
         "service",
@@ -69,7 +74,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
 # From the lowest to the highest: nothing imports from a later floor.
 FLOORS: Final = (
     ("service", "service.errors", "service.distributions", "service.transform", "service.broker"),
-    ("service.settings", "service.observability"),
+    ("service.settings", "service.observability", "service.messages", "service.explain"),
     ("service.streaming",),
     ("service.app", "service.demo"),
     ("service.cli",),

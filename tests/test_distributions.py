@@ -34,10 +34,28 @@ def packed(message: object) -> bytes:
     ids=["map", "number as id", "rows", "other keys", "bare"],
 )
 def test_the_name_and_the_rows_of_an_output_are_read(message: object, name: str, table: list[list[float]]) -> None:
-    found, rows = read_output(packed(message))
+    found, heads = read_output(packed(message))
+    (rows,) = heads.values()
     assert found == name
     assert rows.dtype == np.float64
     assert rows.tolist() == table
+
+
+def test_every_head_of_an_output_is_read() -> None:
+    _, heads = read_output(packed({"probabilities": {"age": [0.25, 0.75], "sex": [[1.0], [1.0]]}}))
+    assert {name: rows.tolist() for name, rows in heads.items()} == {"age": [[0.25, 0.75]], "sex": [[1.0], [1.0]]}
+
+
+@pytest.mark.parametrize("keys", [str, str.encode], ids=["str", "bin"])
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "in a field"])
+@pytest.mark.parametrize("width", ["<f4", "<f8"])
+def test_tensor_maps_are_read_with_keys_of_either_kind(keys: Any, width: str, *, bare: bool) -> None:
+    data = PACKED.astype(width).tobytes()
+    numpy_map = {keys("nd"): True, keys("type"): width, keys("shape"): [2], keys("data"): data}
+    ndarray_map = {keys("__ndarray__"): True, keys("dtype"): width, keys("shape"): [1, 2], keys("data"): data}
+    for tensor in (numpy_map, ndarray_map):
+        _, heads = read_output(packed(tensor if bare else {"nd": 1, "probabilities": tensor}))
+        assert [rows.tolist() for rows in heads.values()] == [[PACKED.tolist()]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "<f4", ">f4", "FP32", "float64", "<f8", ">f8", "FP64"])
@@ -45,7 +63,8 @@ def test_the_name_and_the_rows_of_an_output_are_read(message: object, name: str,
 def test_binary_outputs_are_read_in_every_spelling_of_their_width(dtype: str, shape: list[int]) -> None:
     width = "<f4" if dtype in {"float32", "<f4", ">f4", "FP32"} else "<f8"
     message = {"probabilities": PACKED.astype(width).tobytes(), "dtype": dtype, "shape": shape}
-    _, rows = read_output(packed(message))
+    _, heads = read_output(packed(message))
+    (rows,) = heads.values()
     assert rows.tolist() == PACKED.reshape(-1, shape[-1]).tolist()
 
 
@@ -65,7 +84,7 @@ def test_binary_outputs_are_read_in_every_spelling_of_their_width(dtype: str, sh
     ],
 )
 def test_what_is_no_output_is_said_to_be_none(value: bytes) -> None:
-    with pytest.raises(ValueError, match="not an output of the service"):
+    with pytest.raises(ValueError, match="not an output with probabilities"):
         read_output(value)
 
 
@@ -83,7 +102,8 @@ SHAPES: Final = st.lists(st.integers(-1, 3), min_size=1, max_size=3)
 def test_no_message_whatever_raises_anything_but_a_value_error(message: Any) -> None:
     assume(not (isinstance(message, dict) and message.get("shape") in ([], "", b"")))  # a known fault, below
     try:
-        name, rows = read_output(packed(message))
+        name, heads = read_output(packed(message))
+        (rows,) = heads.values()
     except ValueError:
         return
     assert isinstance(name, str)
@@ -149,6 +169,7 @@ def test_an_empty_shape_is_no_output() -> None:
     "message", [{"probabilities": [[[0.25, 0.75]], [[0.5, 0.5]]]}, [[0.25, 0.75], [0.5, 0.5]]], ids=["rank 3", "bare"]
 )
 def test_outputs_of_higher_rank_are_read_as_rows(message: object) -> None:
-    _, rows = read_output(packed(message))
+    _, heads = read_output(packed(message))
+    (rows,) = heads.values()
     assert rows.tolist() == [[0.25, 0.75], [0.5, 0.5]]
     assert [list(lines(row, 1)) for row in rows]

@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "topics create": "Create the topics",
     "produce": "sample messages",
     "tail": "Print outputs",
+    "transform": "without Kafka",
+    "explain": "understands messages",
     "demo": "on this machine",
     "config": "the settings",
     "config check": "whether the settings are right",
@@ -122,7 +124,7 @@ def test_the_table_of_these_tests_names_every_command() -> None:
 def test_the_help_names_every_exit_code_that_a_command_can_end_with() -> None:
     told = {int(code) for code in re.findall(r"\b\d+\b", cli.EXIT_CODES)}
     raised = {kind.code for kind in (ConfigurationError, BrokerUnusableError, LostProgressError, ServiceError)}
-    assert told == {*raised, ExitCode.DRAINED}
+    assert told == {*raised, ExitCode.DRAINED, ExitCode.REFUSED}
 
 
 def test_help_is_instant_for_it_imports_neither_numpy_nor_a_kafka_client() -> None:
@@ -305,6 +307,7 @@ def test_a_broker_that_cannot_be_reached_ends_with_3_and_the_setting_to_check(na
 def test_the_exit_codes_are_those_documented() -> None:
     assert {code.name: int(code) for code in ExitCode} == {
         "DRAINED": 0,
+        "REFUSED": 1,
         "CONFIGURATION": 2,
         "BROKER": 3,
         "DEAD_LETTER_LIMIT": 4,

@@ -59,6 +59,9 @@ DEFAULTS: Final[dict[str, object]] = {
     "limits.max_message_bytes": MIB,
     "limits.max_classes": 1_000_000,
     "limits.in_flight_bytes": 64 * MIB,
+    "output.dtype": "auto",
+    "models": {},
+    "models_strict": False,
     "http.host": "127.0.0.1",
     "http.port": 8080,
     "log.level": "info",
@@ -105,11 +108,15 @@ OTHERS: Final[dict[str, tuple[str, object]]] = {
     "http.host": ("::1", "::1"),
     "http.port": ("0", 0),
     "http.stall_seconds": ("1.5", 1.5),
+    "output.dtype": ("float64", "float64"),
+    "models_strict": ("true", True),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
 }
 # One value only so far: nothing but the default can be set.
 SINGLE: Final = {"delivery.guarantee"}
+# A section for each name that the user gives; has its own tests.
+NAMED: Final = {"models"}
 # What else must be set for a value to be allowed.
 COMPANIONS: Final = {"kafka.ssl_keyfile": {"SOFTMAX_KAFKA__SSL_CERTFILE": "/crt.pem"}}
 
@@ -131,8 +138,9 @@ def value_of(settings: Settings, path: str) -> object:
 
 
 def nested(path: str, value: object) -> dict[str, Any]:
-    section, name = path.split(".")
-    return {section: {name: value}}
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value  # type: ignore[return-value]
 
 
 def refusal(environment: dict[str, str] | None = None, file: Path | None = None) -> str:
@@ -176,7 +184,7 @@ def test_every_setting_can_be_set_in_the_file(path: str, yaml_file: Path) -> Non
 
 
 def test_the_tables_of_these_tests_name_every_setting() -> None:
-    assert {*OTHERS, *SINGLE} == set(paths())
+    assert {*OTHERS, *SINGLE, *NAMED} == set(paths())
 
 
 def test_the_environment_wins_over_the_file_setting_by_setting(yaml_file: Path) -> None:

@@ -1,6 +1,6 @@
 """Messages built by hand, byte for byte, and the distributions they ought to become.
 
-Nothing here uses the code under test, save its refusals: the expectations are independent of it.
+The expectations are independent of the code under test; of it, only the way through one message is used here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import msgpack
 import numpy as np
 from hypothesis import strategies as st
 
+from service.transform.columnar import Workspace
 from service.transform.general import transform_one
+from service.transform.message import parse
+from service.transform.profiles import Profiles
 from service.transform.refusals import InvalidMessage
+from service.transform.softmax import arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +36,7 @@ MIB: Final = 1 << 20
 MANY_CLASSES: Final = 1 << 21
 LOGITS: Final = b"\xa6logits"
 PROBABILITIES: Final = b"\xadprobabilities"
+PROFILELESS: Final = Profiles()
 DTYPE: Final = b"\xa5dtype"
 SHAPE: Final = b"\xa5shape"
 FLOAT32_EPS: Final = float(np.finfo(np.float32).eps)
@@ -89,6 +94,25 @@ def array_of(*elements: bytes) -> bytes:
 def map_of(*fields: tuple[bytes, bytes], form: int = 0) -> bytes:
     """A map of keys and values that are msgpack already."""
     return container_form("map", len(fields), form) + b"".join(key + value for key, value in fields)
+
+
+# A container of one entry, up to where its entry's nested object begins, and what follows that.
+LINKS: Final = {
+    "array": (b"\x91", b""),
+    "array 16": (b"\xdc\0\1", b""),
+    "array 32": (b"\xdd\0\0\0\1", b""),
+    "second element": (b"\x92\xca\0\0\0\0", b""),
+    "map": (b"\x81\xc0", b""),
+    "map 16": (b"\xde\0\1\xa1x", b""),
+    "map 32": (b"\xdf\0\0\0\1\xc4\0", b""),
+    "key": (b"\x81", b"\xc0"),
+}
+
+
+def nested(depth: int, kind: str = "array", innermost: bytes = b"\x90") -> bytes:
+    """Containers that nest `depth` deep, the innermost of them given."""
+    opening, closing = LINKS[kind]
+    return opening * (depth - 1) + innermost + closing * (depth - 1)
 
 
 def packed(value: object) -> bytes:
@@ -215,18 +239,30 @@ def assert_sums_to_one(probabilities: Floats) -> None:
     assert (np.abs(sums - 1) <= 4 * FLOAT32_EPS).all(), f"sums are off by {float(np.abs(sums - 1).max())}"
 
 
-def verdict(message: bytes, max_classes: int = MANY_CLASSES) -> Verdict:
+def transformed(
+    message: bytes, max_classes: int = MANY_CLASSES, profiles: Profiles = PROFILELESS, model: bytes | None = None
+) -> bytes:
+    """The output of a message that is transformed by itself; `model` is its header's."""
+    with arithmetic():
+        return transform_one(parse(message, model, profiles, max_classes), Workspace())
+
+
+def verdict(
+    message: bytes, max_classes: int = MANY_CLASSES, profiles: Profiles = PROFILELESS, model: bytes | None = None
+) -> Verdict:
     """What becomes of a message that is transformed by itself."""
     try:
-        return transform_one(message, max_classes)
+        return transformed(message, max_classes, profiles, model)
     except InvalidMessage as refusal:
         return str(refusal.reason), refusal.detail
 
 
-def verdicts(pipeline: Pipeline, batch: Sequence[bytes | None]) -> list[Verdict]:
+def verdicts(
+    pipeline: Pipeline, batch: Sequence[bytes | None], models: Sequence[bytes | None] | None = None
+) -> list[Verdict]:
     """What becomes of a batch; each record must be answered or refused, never both, never neither."""
-    outcome = pipeline.transform(batch)
-    assert len(outcome.outputs) == len(batch)
+    outcome = pipeline.transform(batch, models)
+    assert len(outcome.outputs) == len(outcome.models) == len(batch)
     answered = {position for position, output in enumerate(outcome.outputs) if output is not None}
     assert answered | set(outcome.refusals) == set(range(len(batch)))
     assert not answered & set(outcome.refusals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # Larger batches save round trips; beyond this they only cost memory.
 MAX_BATCH_BYTES: Final = 1 << 20
-# The one model profile there is.
-MODEL: Final = "default"
 
 
 @dataclass(slots=True)
@@ -303,12 +301,9 @@ class AtLeastOnce:
         for batch in outputs:
             observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
         if outputs:
-            refusals = part.refusals
-            stamps = [record.timestamp for record in part.records]
-            if refusals:
-                stamps = [stamp for position, stamp in enumerate(stamps) if position not in refusals]
-            born = np.asarray(stamps, np.float64) / 1000
-            observer.outputs_acknowledged(MODEL, now - born[born >= 0])  # Kafka writes -1 for "no timestamp"
+            for model, stamps in _timestamps(part).items():
+                born = np.asarray(stamps, np.float64) / 1000
+                observer.outputs_acknowledged(model, now - born[born >= 0])  # Kafka writes -1 for "no timestamp"
         if part.refusals:
             position = min(part.refusals)
             observer.dead_letters_produced(
@@ -357,6 +352,18 @@ class AtLeastOnce:
         for task in list(self._settling):
             task.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
+
+
+def _timestamps(part: Part) -> dict[str, list[int]]:
+    """The timestamps of the records that were not refused, by model."""
+    records, refusals = part.records, part.refusals
+    if not refusals and part.models.count(part.models[0]) == len(records):
+        return {part.models[0]: [record.timestamp for record in records]}
+    by_model: defaultdict[str, list[int]] = defaultdict(list)
+    for position, (record, model) in enumerate(zip(records, part.models, strict=True)):
+        if position not in refusals:
+            by_model[model].append(record.timestamp)
+    return by_model
 
 
 def _retrieve(future: asyncio.Future[object]) -> None:

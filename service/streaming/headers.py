@@ -22,6 +22,12 @@ _ATTEMPT: Final = "softmax-error-attempt"
 _COUNT: Final = re.compile(rb"[0-9]{1,9}")
 
 
+def model_of(headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
+    """What the header `model` says; as if absent where there are several."""
+    given = [value for name, value in headers if name == "model"]
+    return given[0] if len(given) == 1 else None
+
+
 class HeaderPolicy:
     """Decides which headers of an input its output carries."""
 

@@ -142,7 +142,7 @@ class Poller:
         for partition, records in polled.items():
             size = size_of(records)
             if size <= room:
-                parts.append(Part(partition, records, [], {}, size))
+                parts.append(Part(partition, records, [], [], {}, size))
                 room -= size
                 continue
             start = 0

@@ -46,6 +46,7 @@ class Part:
         partition: the input partition.
         records: in order.
         outputs: by position; `None` for a refused record.
+        models: by position, the name of the model profile; meaningless for a refused record.
         refusals: by position.
         size: bytes of the records' values.
         reductions: by offset, what dead letters must leave behind.
@@ -54,6 +55,7 @@ class Part:
     partition: TopicPartition
     records: Sequence[Record]
     outputs: Sequence[bytes | None]
+    models: Sequence[str]
     refusals: dict[int, InvalidMessage]
     size: int
     reductions: dict[int, Reduction] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Part:
     @classmethod
     def of(cls, partition: TopicPartition, records: Sequence[Record]) -> Part:
         """Records that nothing has become of yet."""
-        return cls(partition, records, [], {}, size_of(records))
+        return cls(partition, records, [], [], {}, size_of(records))
 
 
 def size_of(records: Sequence[Record]) -> int:

@@ -12,6 +12,7 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
 from service.errors import BrokerUnusableError, LostProgressError
 from service.streaming.at_least_once import AtLeastOnce
 from service.streaming.clients import bounded, close, make_consumer
+from service.streaming.headers import model_of
 from service.streaming.polling import MicroBatch, Poller
 from service.streaming.startup import describe, examine
 from service.streaming.ticker import Ticker
@@ -109,11 +110,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         values = [record.value for part in batch.parts for record in part.records]
         observer.batch_closed(len(values), sum(part.size for part in batch.parts), batch.waited, batch.closed_by)
         watch = _Stopwatch()
-        outcome = self._pipeline.transform(values, watch.mark)
+        records = (record for part in batch.parts for record in part.records)
+        models = [model_of(record.headers) for record in records] if self._pipeline.needs_models else None
+        outcome = self._pipeline.transform(values, models, watch.mark)
         start = 0
         for part in batch.parts:
             stop = start + len(part.records)
             part.outputs = outcome.outputs[start:stop]
+            part.models = outcome.models[start:stop]
             part.refusals = {p - start: r for p, r in outcome.refusals.items() if start <= p < stop}
             start = stop
         await self._parts.delivery.deliver(batch.parts, batch.epoch)

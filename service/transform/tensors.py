@@ -1,123 +1,173 @@
-"""How tensors lie in a message: dtypes, their spellings, and numbers as bytes."""
+"""Tensors: where their numbers lie in a message, and the container that they leave in."""
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from service.transform.dtypes import binary_answer, list_answer
+from service.transform.spans import array_header, bin_header
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-FLOAT32: Final = np.dtype(np.float32)
-FLOAT64: Final = np.dtype(np.float64)
+    from service.transform.dtypes import Elements
+    from service.transform.refusals import InvalidMessage
+
+    Bytes = NDArray[np.uint8]
+
+MAX_RANK: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Elements:
-    """Numbers one after another, each with or without a msgpack tag before it.
+class Grid:
+    """Numbers at regular places in a message.
 
     Attributes:
-        dtype: of the number's bytes; `<u2` for bfloat16.
-        tag: the msgpack tag that precedes each number in a list, `None` in a bin.
-        bfloat16: whether the two bytes are the upper half of a float32.
+        elements: how each is stored.
+        start: where the first one's tag is, or the first itself where there are no tags.
+        shape: of the tensor; the classes last.
+        strides: bytes from one to the next along each axis.
     """
 
-    dtype: np.dtype[Any]
-    tag: int | None = None
-    bfloat16: bool = False
+    elements: Elements
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def packed(cls, elements: Elements, start: int, shape: tuple[int, ...]) -> Grid:
+        """Numbers one after another, in C order."""
+        strides = [elements.stride]
+        for size in reversed(shape[1:]):
+            strides.append(strides[-1] * size)
+        return cls(elements, start, shape, tuple(reversed(strides)))
+
+    def moved(self, by: int) -> Grid:
+        """The same numbers `by` bytes further on."""
+        return Grid(self.elements, self.start + by, self.shape, self.strides)
+
+    def numbers(self, records: Bytes) -> NDArray[Any]:
+        """View the numbers of messages, shape (records, bytes), as shape (records, *shape)."""
+        return self._view(records, self.elements.dtype, self.elements.offset)
+
+    def number_bytes(self, records: Bytes) -> Bytes:
+        """View the numbers' bytes, shape (records, *shape, bytes of a number)."""
+        size = self.elements.dtype.itemsize
+        shape = (len(records), *self.shape, size)
+        strides = (records.strides[0], *self.strides, 1)
+        return np.ndarray(shape, np.uint8, records.data, self.start + self.elements.offset, strides)
+
+    def tags(self, records: Bytes) -> Bytes:
+        """View the numbers' tags, shape (records, *shape)."""
+        return self._view(records, np.dtype(np.uint8), 0)
+
+    def _view(self, records: Bytes, dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
+        shape = (len(records), *self.shape)
+        strides = (records.strides[0], *self.strides)
+        return np.ndarray(shape, dtype, records.data, self.start + offset, strides)
+
+
+class Frame(NamedTuple):
+    """A container with the places of its numbers still blank.
+
+    Attributes:
+        template: its bytes, headers and tags written.
+        grid: where the numbers go.
+    """
+
+    template: bytes
+    grid: Grid
+
+
+class Container(Protocol):
+    """What a tensor leaves in: the same kind of object that it came in."""
+
+    def frame(self, dtype: np.dtype[Any]) -> Frame:
+        """Lay it out for numbers of float32 or float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class NestedArrays:
+    """msgpack arrays of arrays of numbers."""
+
+    shape: tuple[int, ...]
+
+    def frame(self, dtype: np.dtype[Any]) -> Frame:
+        """Lay out the arrays, their headers in shortest form."""
+        elements = list_answer(dtype)
+        blank = bytes([elements.tag or 0]) + bytes(dtype.itemsize)
+        template = array_header(self.shape[-1]) + blank * self.shape[-1]
+        strides = [elements.stride]
+        start = len(template) - len(blank) * self.shape[-1]
+        for size in reversed(self.shape[:-1]):
+            header = array_header(size)
+            strides.append(len(template))
+            start += len(header)
+            template = header + template * size
+        return Frame(template, Grid(elements, start, self.shape, tuple(reversed(strides))))
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A msgpack bin of numbers in C order."""
+
+    shape: tuple[int, ...]
+
+    def frame(self, dtype: np.dtype[Any]) -> Frame:
+        """Lay out the bin, its header in shortest form."""
+        size = math.prod(self.shape) * dtype.itemsize
+        header = bin_header(size)
+        return Frame(header + bytes(size), Grid.packed(binary_answer(dtype), len(header), self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Logits as they lie in a message.
+
+    Attributes:
+        at: the byte of the message where the tensor begins.
+        shape: rank 1 to 4, the classes last.
+        source: where the numbers lie; `None` where they have no regular places.
+        loose: then the numbers themselves, float64, shape (rows * classes,); else `None`.
+        computed_in: float32 or float64.
+        answered_in: float32 or float64, unless the profile forces one.
+        container: what the probabilities leave in.
+        fault: why the numbers are none, to be told after the number of classes has been judged.
+    """
+
+    at: int
+    shape: tuple[int, ...]
+    source: Grid | None
+    loose: NDArray[np.float64] | None
+    computed_in: np.dtype[Any]
+    answered_in: np.dtype[Any]
+    container: Container
+    fault: InvalidMessage | None = None
 
     @property
-    def stride(self) -> int:
-        """Bytes from one number to the next."""
-        return self.dtype.itemsize + (self.tag is not None)
+    def classes(self) -> int:
+        """Numbers on the last axis."""
+        return self.shape[-1]
 
     @property
-    def computed_in(self) -> np.dtype[Any]:
-        """float32 for floats of up to 32 bits, float64 for float64 and integers."""
-        small_float = self.bfloat16 or (self.dtype.kind == "f" and self.dtype.itemsize <= FLOAT32.itemsize)
-        return FLOAT32 if small_float else FLOAT64
+    def rows(self) -> int:
+        """Distributions in the tensor."""
+        return math.prod(self.shape[:-1])
 
-    @property
-    def answered_in(self) -> np.dtype[Any]:
-        """The dtype of the probabilities: float64 for float64, else float32."""
-        return FLOAT64 if self.dtype.kind == "f" and self.dtype.itemsize == FLOAT64.itemsize else FLOAT32
+    @classmethod
+    def regular(cls, at: int, source: Grid, container: Container) -> Tensor:
+        """A tensor whose numbers lie on a grid."""
+        elements = source.elements
+        return cls(at, source.shape, source, None, elements.computed_in, elements.answered_in, container)
 
-    def tags_match(self, columns: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Whether, in each row of bytes (records, count * stride), every number has its tag."""
-        if self.tag is None:
-            return np.ones(len(columns), np.bool_)
-        matched: NDArray[np.bool_] = np.all(columns[:, :: self.stride] == self.tag, axis=1)
-        return matched
-
-    def numbers(self, columns: NDArray[np.uint8]) -> NDArray[Any]:
-        """View rows of bytes (records, count * stride) as numbers (records, count)."""
-        if self.tag is None:
-            return columns.view(self.dtype)
-        tagged = np.dtype([("tag", np.uint8), ("number", self.dtype)])
-        return columns.view(tagged)["number"]
-
-    def read(self, columns: NDArray[np.uint8]) -> NDArray[Any]:
-        """Like `numbers`, with bfloat16 widened to float32."""
-        numbers = self.numbers(columns)
-        if self.bfloat16:
-            return (numbers.astype(np.uint32) << 16).view(np.float32)
-        return numbers
-
-    def write(self, columns: NDArray[np.uint8], values: NDArray[Any]) -> None:
-        """Write values of shape (records, count) into rows of bytes (records, count * stride), tags too."""
-        self.numbers(columns)[...] = values
-        if self.tag is not None:
-            columns[:, :: self.stride] = self.tag
-
-    def pack(self, values: NDArray[Any]) -> memoryview:
-        """The bytes of `values`, of any shape, in C order."""
-        columns = np.empty((1, values.size * self.stride), np.uint8)
-        self.write(columns, values.reshape(1, -1))
-        return memoryview(columns[0])
-
-
-LIST_FLOAT32: Final = Elements(np.dtype(">f4"), tag=0xCA)
-LIST_FLOAT64: Final = Elements(np.dtype(">f8"), tag=0xCB)
-_LISTS: Final = {FLOAT32: LIST_FLOAT32, FLOAT64: LIST_FLOAT64}
-
-
-def list_elements(dtype: np.dtype[Any]) -> Elements:
-    """Elements of a msgpack list of float32 or float64."""
-    return _LISTS[dtype]
-
-
-def bin_elements(dtype: np.dtype[Any]) -> Elements:
-    """Elements of binary data as it leaves: little-endian."""
-    return Elements(dtype.newbyteorder("<"))
-
-
-_NUMPY_CODE: Final = re.compile(rb"[<>]f[248]|[<>][iu][248]|\|[iu]1", re.ASCII)
-_NAMES: Final = [b"float16", b"float32", b"float64"] + [
-    b"%s%d" % (kind, bits) for kind in (b"int", b"uint") for bits in (8, 16, 32, 64)
-]
-_BFLOAT16: Final = Elements(np.dtype("<u2"), bfloat16=True)
-# The Open Inference Protocol writes FP32 where numpy writes float32, and the rest in capitals.
-_SPELLINGS: Final[dict[bytes, Elements]] = {
-    b"bfloat16": _BFLOAT16,
-    b"BF16": _BFLOAT16,
-    **{name: Elements(np.dtype(name.decode()).newbyteorder("<")) for name in _NAMES},
-    **{name.replace(b"float", b"fp").upper(): Elements(np.dtype(name.decode()).newbyteorder("<")) for name in _NAMES},
-}
-
-
-def parse_dtype(spelling: bytes) -> Elements | None:
-    """Elements of binary data with this dtype, or `None` where the spelling is not on the list."""
-    if _NUMPY_CODE.fullmatch(spelling):
-        return Elements(np.dtype(spelling.decode()))
-    return _SPELLINGS.get(spelling)
-
-
-def respell(dtype: np.dtype[Any], like: bytes) -> bytes:
-    """Spell float32 or float64 in the manner of `like`."""
-    if like[:1] in {b"<", b">", b"|"}:
-        return b"<f%d" % dtype.itemsize
-    prefix = b"FP" if like[:1].isupper() else b"float"
-    return prefix + b"%d" % (8 * dtype.itemsize)
+    def place(self, index: Sequence[int]) -> int | None:
+        """The byte where the number at `index` stands, if the numbers lie on a grid."""
+        if self.source is None:
+            return None
+        return self.source.start + sum(i * stride for i, stride in zip(index, self.source.strides, strict=True))

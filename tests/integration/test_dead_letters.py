@@ -50,27 +50,40 @@ REFUSED: list[tuple[str, bytes]] = [
     ("unsupported_encoding", msgpack.packb({"logits": "text"})),
     ("unsupported_encoding", msgpack.packb({"logits": None})),
     ("unsupported_encoding", msgpack.packb({"logits": 1.5})),
-    ("unsupported_encoding", msgpack.packb({"logits": {"head": [1.0]}})),
-    ("unsupported_encoding", msgpack.packb({"logits": [[1.0, 2.0], [3.0, 4.0]]})),
-    ("unsupported_encoding", msgpack.packb({b"nd": True, b"type": "<f4", b"shape": [1], b"data": b"\0\0\0\0"})),
+    ("unsupported_encoding", msgpack.packb({"logits": {"head": {"inner": [1.0]}}})),
+    ("unsupported_encoding", msgpack.packb({"logits": {"head": b"\0\0\0\0"}})),
+    ("unsupported_encoding", msgpack.packb({b"nd": False, b"type": "<f4", b"shape": [1], b"data": b"\0\0\0\0"})),
     ("unsupported_encoding", b"\xc3"),
     ("unsupported_encoding", msgpack.packb("text")),
     ("unsupported_dtype", msgpack.packb({"logits": b"\0" * 8})),
     ("unsupported_dtype", msgpack.packb({"logits": b"\0" * 8, "dtype": "complex64", "shape": [1]})),
+    ("unsupported_dtype", msgpack.packb({b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": b"\0"})),
     ("shape_mismatch", msgpack.packb({"logits": b"\0" * 8, "dtype": "float32"})),
     ("shape_mismatch", F32.replace(b"\x91\x02", b"\x91\x03")),
     ("shape_mismatch", F32.replace(b"\x91\x02", b"\x91\xff")),
+    ("shape_mismatch", msgpack.packb({"logits": [[[[[1.0]]]]]})),
     ("ragged", msgpack.packb({"logits": [1.0, [2.0]]})),
+    ("ragged", msgpack.packb({"logits": {"a": [1.0, float("nan")], "b": [[1.0], [2.0, 3.0]]}})),
     ("empty", msgpack.packb({"logits": []})),
     ("empty", b"\x90"),
+    ("empty", msgpack.packb({"logits": {}})),
     ("too_many_classes", msgpack.packb({"logits": [0] * 501})),
+    ("unexpected_classes", msgpack.packb({"model": "pair", "logits": [1.0]})),
     ("not_numeric", msgpack.packb({"logits": [1.0, True]})),
     ("not_numeric", msgpack.packb({"logits": [1.0, None]})),
     ("not_numeric", msgpack.packb({"logits": [1.0, "2"]})),
     ("nan", pack(np.asarray([1, np.nan, 3], np.float32), id=7)),
     ("positive_infinity", pack(np.asarray([1, np.inf, 3], np.float32), id=7)),
     ("all_masked", pack(np.asarray([-np.inf] * 3, np.float32), id=7)),
+    ("unknown_model", msgpack.packb({"model": "nobody", "logits": [1.0]})),
 ]
+# Settings without which some of them would be accepted.
+LIMITING = {
+    "limits__max_message_bytes": 8192,
+    "limits__max_classes": 500,
+    "models__pair__classes": 2,
+    "models_strict": True,
+}
 
 
 async def test_each_refusal_is_one_dead_letter_and_its_neighbours_are_untouched(
@@ -82,7 +95,7 @@ async def test_each_refusal_is_one_dead_letter_and_its_neighbours_are_untouched(
     bad = [*REFUSED, *(("malformed_msgpack", value) for value in noise)]
     values = [value for reason_value in bad for value in (GOOD, reason_value[1])] + [GOOD]
     await bus.send(values, partition=2, key=lambda index: b"%d" % index)
-    service = make_service(bus, limits__max_message_bytes=8192, limits__max_classes=500)
+    service = make_service(bus, **LIMITING)
     await service.start().ready()
     dead = await bus.dead_letters(len(bad))
     assert [record.value for record in dead] == [value for _, value in bad]

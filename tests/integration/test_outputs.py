@@ -149,3 +149,57 @@ async def test_aborted_logits_are_never_published_and_lag_reaches_zero(bus: Bus,
     assert _order(await bus.outputs(3)) == {1: [1, 3, 5]}
     await eventually(lambda: service.metric("softmax_consumer_lag_records") == 0, what="lag of 0")
     assert await service.stop() == 0
+
+
+async def test_the_models_profile_decides_what_leaves(bus: Bus, make_service: MakeService) -> None:
+    """A field or a header names the model; the field wins, and an unknown name has the default profile."""
+    settings = {
+        "models__a__outputs": ["predicted", "label"],
+        "models__a__labels": ["x", "y"],
+        "models__b__outputs": ["probabilities", "confidence"],
+        "models__b__temperature": 2,
+    }
+    header = [("model", b"a")]
+    sent = [
+        ({}, []), ({}, header), ({"model": "b"}, header), ({"model": "a"}, []), ({"model": "other"}, []),
+        ({}, [("model", b"a"), ("model", b"b")]), ({}, [("model", None)]),
+    ]  # fmt: skip
+    for number, (fields, headers) in enumerate(sent):
+        await bus.send([pack([0.0, 2.0], id=number, **fields)] * 3, partition=0, headers=headers)
+    service = await make_service(bus, **settings).start().ready()
+    outputs = [unpack(record.value) for record in await bus.outputs(3 * len(sent))]
+    p, q = softmax([0.0, 2.0])[1], softmax([0.0, 1.0])[1]
+    expected: list[dict[str, object]] = [
+        {"probabilities": [1 - p, p]},
+        {"predicted": 1, "label": "y"},
+        {"model": "b", "probabilities": [1 - q, q], "confidence": q},
+        {"model": "a", "predicted": 1, "label": "y"},
+        {"model": "other", "probabilities": [1 - p, p]},
+        {"probabilities": [1 - p, p]},
+        {"probabilities": [1 - p, p]},
+    ]
+    for number, output in enumerate(outputs):
+        assert output.pop("id") == number // 3
+        assert list(output) == list(expected[number // 3])
+        for name, value in expected[number // 3].items():
+            assert output[name] == pytest.approx(value)
+    counted = "softmax_end_to_end_latency_seconds_count"
+    await eventually(lambda: service.metric(counted) == len(outputs), what="all outputs counted")
+    _, text = service.get("/metrics")
+    for name, count in {"a": 6, "b": 3, "default": 12}.items():
+        assert f'{counted}{{model="{name}"}} {count}' in text
+    assert await service.stop() == 0
+
+
+async def test_strictness_sends_messages_of_unknown_models_to_the_dead_letters(
+    bus: Bus, make_service: MakeService
+) -> None:
+    """Messages without a name, and of known models, are served as ever."""
+    await bus.send([pack([1.0], id=0), pack([1.0], id=1, model="b"), pack([1.0], id=2, model="a")], partition=1)
+    await bus.send([pack([1.0], id=3)], partition=1, headers=[("model", b"b")])
+    service = await make_service(bus, models_strict=True, models__a__temperature=2).start().ready()
+    assert [unpack(record.value)["id"] for record in await bus.outputs(2)] == [0, 2]
+    letters = await bus.dead_letters(2)
+    assert [unpack(letter.value)["id"] for letter in letters] == [1, 3]
+    assert {dict(letter.headers)["softmax-error-reason"] for letter in letters} == {b"unknown_model"}
+    assert await service.stop() == 0

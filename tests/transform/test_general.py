@@ -15,7 +15,6 @@ from transform_messages import (
     FLOAT32_EPS,
     FLOAT64_EPS,
     LOGITS,
-    MANY_CLASSES,
     PROBABILITIES,
     SHAPE,
     SPELLINGS,
@@ -37,20 +36,17 @@ from transform_messages import (
     raw_fields,
     stored,
     str_form,
+    transformed,
     verdict,
 )
 
-from service.transform.general import transform_one
+from service.transform.message import MAX_HEADS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Fields = list[tuple[bytes, bytes]]
 spellings = pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
-
-
-def transformed(message: bytes) -> bytes:
-    return transform_one(message, MANY_CLASSES)
 
 
 def in_a_map(tensor: bytes) -> bytes:
@@ -66,6 +62,7 @@ def in_a_map(tensor: bytes) -> bytes:
 @pytest.mark.parametrize(("dtype", "eps"), [(">f4", FLOAT32_EPS), (">f8", FLOAT64_EPS)])
 @pytest.mark.parametrize("classes", [1, 2, 8, 15, 16])
 def test_a_float_list_leaves_in_its_own_width(dtype: str, eps: float, classes: int) -> None:
+    """float32 as float32, float64 as float64."""
     logits = np.linspace(-3, 4, classes).astype(dtype[1:])
     answer = listed(in_a_map(float_list(logits, dtype)))
     assert answer.dtype == np.dtype(dtype[1:])
@@ -89,6 +86,7 @@ INTEGERS = {
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integers_of_every_width_are_read_and_leave_as_float32(name: str) -> None:
+    """To the extremes of each."""
     raw, value = INTEGERS[name]
     answer = listed(in_a_map(array_of(raw, raw, b"\x06")))
     assert answer.dtype == np.float32
@@ -108,6 +106,7 @@ def test_integers_are_computed_in_float64() -> None:
 
 
 def test_float32_with_integers_is_computed_in_float64_and_leaves_as_float32() -> None:
+    """The distance between them would be lost in float32."""
     answer = listed(in_a_map(array_of(packed(2**24 + 1), float32(2.0**24))))
     assert answer.dtype == np.float32
     assert_accurate(answer, np.array([1, 0]))
@@ -116,6 +115,7 @@ def test_float32_with_integers_is_computed_in_float64_and_leaves_as_float32() ->
 @pytest.mark.parametrize("other", [float32(-1.5), packed(3), packed(-200), packed(70_000)])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_list_with_any_float64_leaves_as_float64(other: bytes, *, first: bool) -> None:
+    """Whatever stands beside it, before or after."""
     elements = [float64(0.1), other] if first else [other, float64(0.1)]
     value = msgpack.unpackb(other)
     answer = listed(in_a_map(array_of(*elements)))
@@ -133,6 +133,7 @@ numbers = st.one_of(
 
 @given(elements=st.lists(numbers, min_size=1, max_size=8))
 def test_any_mix_of_numbers_has_the_distribution_of_their_values(elements: list[tuple[bytes, float]]) -> None:
+    """As near as the width that leaves allows."""
     answer = listed(in_a_map(array_of(*(raw for raw, _ in elements))))
     wide = any(raw[0] == 0xCB for raw, _ in elements)
     only32 = all(raw[0] == 0xCA for raw, _ in elements)
@@ -145,6 +146,7 @@ def test_any_mix_of_numbers_has_the_distribution_of_their_values(elements: list[
 @pytest.mark.parametrize("form", [0, 1, 2])
 @pytest.mark.parametrize("classes", [1, 15, 16, 255, 65_535, 65_536])
 def test_a_bare_list_leaves_as_a_bare_list_with_the_shortest_header(classes: int, form: int) -> None:
+    """Whatever header it came with."""
     logits = np.zeros(classes, np.float32)
     answer = transformed(float_list(logits, form=form))
     assert answer == float_list(np.full(classes, np.float32(1) / np.float32(classes)))
@@ -160,15 +162,18 @@ def test_a_bare_list_leaves_as_a_bare_list_with_the_shortest_header(classes: int
     ],
 )
 def test_a_bare_list_has_the_probabilities_of_the_same_list_in_a_map(tensor: bytes) -> None:
+    """To the last bit."""
     assert transformed(tensor) == in_a_map(tensor)
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8"])
 def test_minus_infinity_is_a_mask_in_a_list(dtype: str) -> None:
+    """Exactly 0, in either width."""
     assert transformed(float_list([-np.inf, 0.0, -np.inf, 0.0], dtype)) == float_list([0, 0.5, 0, 0.5], dtype)
 
 
 def test_minus_infinity_is_a_mask_among_mixed_numbers() -> None:
+    """Exactly 0 there too."""
     assert transformed(array_of(float32(-np.inf), b"\x05", b"\x05")) == float_list([0, 0.5, 0.5])
 
 
@@ -178,7 +183,7 @@ def test_minus_infinity_is_a_mask_among_mixed_numbers() -> None:
 @st.composite
 def surrounded(draw: st.DrawFn, tensor_fields: Fields) -> tuple[Fields, int]:
     """Fields of a message in any order, the tensor's among them, and a form of the map's header."""
-    fields = draw(raw_fields(max_size=4)) + tensor_fields
+    fields = draw(raw_fields(max_size=3)) + tensor_fields
     return draw(st.permutations(fields)), draw(st.integers(0, 2))
 
 
@@ -228,6 +233,7 @@ def test_every_other_field_of_a_bin_message_is_echoed_in_place(
     ids=lambda value: value[:8].hex(),
 )
 def test_unusual_values_are_echoed(value: bytes) -> None:
+    """Text that is no UTF-8, long forms, extensions, repeated keys."""
     message = map_of((b"\xa2id", value), (LOGITS, float_list([0.0])), (b"\xa1z", value))
     assert transformed(message) == map_of((b"\xa2id", value), (PROBABILITIES, float_list([1.0])), (b"\xa1z", value))
 
@@ -248,11 +254,13 @@ def test_unusual_values_are_echoed(value: bytes) -> None:
     ids=lambda key: key.hex(),
 )
 def test_keys_that_merely_resemble_are_echoed(key: bytes) -> None:
+    """Other types, cases and lengths are other names."""
     message = map_of((key, b"\xc3"), (LOGITS, float_list([0.0])))
     assert transformed(message) == map_of((key, b"\xc3"), (PROBABILITIES, float_list([1.0])))
 
 
 def test_fields_of_the_same_name_that_mean_nothing_are_all_echoed() -> None:
+    """A list needs no dtype and no shape."""
     twice: Fields = [(b"\xa2id", b"\x01"), (b"\xa2id", b"\x02"), (DTYPE, b"\xc0"), (DTYPE, b"\x07"), (SHAPE, b"\xc0")]
     assert transformed(map_of(*twice, (LOGITS, float_list([0.0])))) == map_of(
         *twice, (PROBABILITIES, float_list([1.0]))
@@ -261,10 +269,104 @@ def test_fields_of_the_same_name_that_mean_nothing_are_all_echoed() -> None:
 
 @pytest.mark.parametrize("count", [15, 16, 65_536])
 def test_the_header_of_a_map_of_any_size_is_shortest(count: int) -> None:
+    """Whatever header it came with."""
     others: Fields = [(b"\xc0", b"\xc0")] * (count - 1)
     for form in range(3):
         message = map_of(*others, (LOGITS, float_list([0.0])), form=form)
         assert transformed(message) == map_of(*others, (PROBABILITIES, float_list([1.0])))
+
+
+# Nested lists
+
+
+def nested_list(values: NDArray[Any], dtype: str = ">f4") -> bytes:
+    """Arrays of arrays, down to lists of floats."""
+    if values.ndim == 1:
+        return float_list(values, dtype)
+    return array_of(*(nested_list(inner, dtype) for inner in values))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8"])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (16, 2), (3, 300), (2, 1, 3), (2, 3, 2, 4), (1, 1, 1, 1)], ids=str)
+def test_nested_lists_leave_nested_alike_with_a_distribution_in_each_innermost(
+    shape: tuple[int, ...], dtype: str
+) -> None:
+    """Every innermost list becomes what it would be by itself."""
+    values = np.random.default_rng(4).normal(size=shape).astype(dtype[1:])
+    alone = [listed(transformed(float_list(row, dtype))) for row in values.reshape(-1, shape[-1])]
+    expected = nested_list(np.array(alone).reshape(shape), dtype)
+    assert transformed(nested_list(values, dtype)) == expected
+    assert in_a_map(nested_list(values, dtype)) == expected
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_nested_lists_of_mixed_numbers_leave_in_the_wider_of_their_floats(*, wide: bool) -> None:
+    """One float64 anywhere makes all of them float64."""
+    last = float64(2.0) if wide else float32(2.0)
+    message = array_of(array_of(b"\x02", b"\xcc\x02"), b"\xdc\0\2" + b"\xd1\0\2" + last)
+    expected = nested_list(np.full((2, 2), 0.5), ">f8" if wide else ">f4")
+    assert transformed(message) == in_a_map(message) == expected
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_headers_of_nested_lists_leave_in_the_shortest_form(rank: int) -> None:
+    """Whatever form each had."""
+    inner = expected = b""
+    for level in range(rank):
+        inner = container_form("array", 1, 2 - level % 3) + (inner or float32(5))
+        expected = b"\x91" + (expected or float32(1))
+    assert transformed(inner) == expected
+
+
+# Heads
+
+HEAD_NAMES = [
+    b"\xa3age", b"\xd9\3sex", b"\x01", b"\xc0", b"\xc3", b"\xa0", b"\xc4\3age", b"\xff", b"\x90", b"\x80",
+    map_of((LOGITS, b"\x01")), LOGITS, PROBABILITIES, DTYPE, b"\xa3\xff\xfe\x80", packed("x" * 300),
+]  # fmt: skip
+
+
+def test_every_head_becomes_what_it_would_be_alone_under_its_own_name() -> None:
+    """Of whatever encoding, size and type of number; names are echoed, whatever they are, also twice."""
+    tensors = [
+        float_list([1.0, 2.0]),
+        float_list([0.1] * 20, ">f8", form=2),
+        array_of(b"\x01", b"\x02", b"\xcc\x03"),
+        array_of(float_list([1.0, 2.0]), array_of(b"\x01", b"\x02")),
+        nested_list(np.zeros((2, 2, 2, 3))),
+        packed({"nd": True, "type": "|i1", "shape": [2], "data": b"\1\2"}),
+        packed({b"__ndarray__": True, "shape": [2], b"dtype": b"BF16", "data": bytes(4)}),
+    ]  # fmt: skip
+    heads = [(name, tensors[at % len(tensors)]) for at, name in enumerate([*HEAD_NAMES, HEAD_NAMES[0]])]
+    expected = map_of(*((name, transformed(tensor)) for name, tensor in heads))
+    for form in range(3):
+        assert in_a_map(map_of(*heads, form=form)) == expected
+    for name, tensor in heads:
+        assert in_a_map(map_of((name, tensor))) == map_of((name, transformed(tensor)))
+
+
+def test_an_extension_may_name_a_head() -> None:
+    """A name may be anything, and is echoed."""
+    name = ext_form(1, b"abcd")
+    assert in_a_map(map_of((name, float_list([0.0])))) == map_of((name, float_list([1.0])))
+
+
+@given(data=st.data(), key_form=st.integers(0, 3))
+def test_every_other_field_around_heads_is_echoed_in_place(data: st.DataObject, key_form: int) -> None:
+    """In any order, in any form."""
+    tensor, answer = float_list([1.0, 1.0]), float_list([0.5, 0.5])
+    logits = (str_form(b"logits", key_form), map_of((b"\x01", tensor), (b"\x02", tensor), form=2))
+    fields, form = data.draw(surrounded([logits]))
+    probabilities = (PROBABILITIES, map_of((b"\x01", answer), (b"\x02", answer)))
+    expected = map_of(*(probabilities if field is logits else field for field in fields))
+    assert transformed(map_of(*fields, form=form)) == expected
+
+
+@pytest.mark.parametrize("count", [15, 16, MAX_HEADS])
+def test_the_header_of_the_heads_is_shortest(count: int) -> None:
+    """Up to as many as there may be."""
+    heads, answers = [(b"\x01", array_of(b"\x07"))] * count, [(b"\x01", float_list([1.0]))] * count
+    assert in_a_map(map_of(*heads, form=2)) == map_of(*answers)
 
 
 # Bins
@@ -303,6 +405,7 @@ def test_a_bin_of_every_dtype_and_rank_leaves_little_endian_and_spelled_alike(
 @pytest.mark.parametrize("order", list(permutations(range(4))), ids=str)
 @pytest.mark.parametrize("spelling", [">f4", "INT8", "bfloat16"])
 def test_dtype_and_shape_may_stand_anywhere_around_the_bin(spelling: str, order: tuple[int, ...]) -> None:
+    """Before and after it, and leave where they stood."""
     (known,) = [candidate for candidate in SPELLINGS if candidate.name == spelling]
     payload = stored(np.array([5, 5]), known.stored)
     fields = [
@@ -321,6 +424,7 @@ def test_dtype_and_shape_may_stand_anywhere_around_the_bin(spelling: str, order:
 
 @pytest.mark.parametrize("spelling", ["<f4", "float32", "FP32", "<f8", "float64", "FP64"])
 def test_bins_and_lists_of_the_same_floats_have_the_same_bits(spelling: str) -> None:
+    """The encoding changes no number."""
     (known,) = [candidate for candidate in SPELLINGS if candidate.name == spelling]
     values = np.random.default_rng(3).normal(size=300)
     as_list = listed(transformed(float_list(values, ">" + known.stored[1:])))
@@ -332,6 +436,7 @@ def test_bins_and_lists_of_the_same_floats_have_the_same_bits(spelling: str) -> 
     "pair", [("<f2", ">f2"), ("<f4", ">f4"), ("<f8", ">f8"), ("<i4", ">i4"), ("<u8", ">u8")], ids=str
 )
 def test_the_byte_order_of_the_input_changes_nothing_else(pair: tuple[str, str]) -> None:
+    """Nor its spelling."""
     values = np.arange(12)
     little, big = (transformed(bin_message(values.astype(code).tobytes(), code, [3, 4])) for code in pair)
     assert little == big
@@ -339,6 +444,7 @@ def test_the_byte_order_of_the_input_changes_nothing_else(pair: tuple[str, str])
 
 @pytest.mark.parametrize("classes", [1, 2, 255, 256, 257, 1000])
 def test_each_row_of_a_bin_has_the_bits_it_has_alone(classes: int) -> None:
+    """In either memory layout."""
     rows = np.random.default_rng(classes).normal(size=(3, classes)).astype("<f4")
     together = msgpack.unpackb(transformed(bin_message(rows.tobytes(), "<f4", [3, classes])))["probabilities"]
     alone = [

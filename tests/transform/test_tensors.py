@@ -1,145 +1,108 @@
-"""The dtypes on the list, their spellings, and numbers as bytes."""
+"""Where the numbers of a tensor lie, and the containers that are laid out for an answer."""
 
 from __future__ import annotations
 
+import math
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import msgpack
 import numpy as np
 import pytest
-from transform_messages import SPELLINGS, Spelling, float_list, loaded, stored
+from hypothesis import given
+from hypothesis import strategies as st
+from transform_messages import array_of, bin_form, float32, float64, float_list
 
-from service.transform.tensors import (
-    FLOAT32,
-    FLOAT64,
-    LIST_FLOAT32,
-    LIST_FLOAT64,
-    bin_elements,
-    list_elements,
-    parse_dtype,
-    respell,
-)
+from service.transform.dtypes import FIXINT, FLOAT32, FLOAT64, binary_answer, list_answer, parse_dtype
+from service.transform.tensors import MAX_RANK, Binary, Grid, NestedArrays, Tensor
 
-spellings = pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
+if TYPE_CHECKING:
+    from service.transform.tensors import Container
 
-
-def test_the_list_of_spellings_is_complete() -> None:
-    """Two byte orders for each wider type, one code for each byte, and two families of twelve names."""
-    names = [spelling.name for spelling in SPELLINGS]
-    assert len(names) == len(set(names)) == 2 * 9 + 2 + 12 + 12
+SHAPES = [(1,), (3,), (16,), (2, 3), (3, 1), (15, 16), (2, 1, 3), (1, 1, 1, 1), (2, 3, 2, 4), (1, 70_000), (70_000, 1)]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+widths = pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 
 
-@spellings
-def test_numbers_of_every_spelling_are_read_exactly(spelling: Spelling) -> None:
-    elements = parse_dtype(spelling.name.encode())
+def filled(container: Container, dtype: np.dtype[Any], values: np.ndarray[Any, Any]) -> bytes:
+    """What a container holds once numbers stand in their places, somewhere in an output."""
+    template, grid = container.frame(dtype)
+    output = np.frombuffer(bytearray(b"\xc1" * 7 + template + b"\xc1"), np.uint8).reshape(1, -1)
+    grid.moved(7).numbers(output)[0] = values
+    assert (output[0, :7].tobytes(), output[0, -1]) == (b"\xc1" * 7, 0xC1)
+    return output[0, 7:-1].tobytes()
+
+
+def arrays(values: np.ndarray[Any, Any]) -> bytes:
+    """Nested arrays of floats, headers in the shortest form."""
+    if values.ndim == 1:
+        return float_list(values, values.dtype.newbyteorder(">").str)
+    return array_of(*map(arrays, values))
+
+
+@widths
+@shapes
+def test_numbers_written_into_nested_arrays_are_those_arrays(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Every header in its shortest form, every number with its tag, in C order."""
+    values = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+    assert filled(NestedArrays(shape), dtype, values) == arrays(values)
+
+
+@widths
+@shapes
+def test_numbers_written_into_a_bin_are_its_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Little-endian, in C order, behind the shortest header."""
+    values = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+    assert filled(Binary(shape), dtype, values) == bin_form(values.astype(dtype.newbyteorder("<")).tobytes())
+
+
+@given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=MAX_RANK), start=st.integers(0, 5))
+def test_packed_numbers_lie_one_after_another(shape: list[int], start: int) -> None:
+    """Along the last axis first; whatever stands before and after belongs to the record too."""
+    elements = parse_dtype(b">i2")
     assert elements is not None
-    payload = stored(np.array([0, 1, 2, 100, 127]), spelling.stored)
-    found = elements.read(np.frombuffer(payload, np.uint8).reshape(1, -1))
-    assert found.tolist() == [[0, 1, 2, 100, 127]]
-    assert elements.stride == spelling.width
+    count = math.prod(shape)
+    grid = Grid.packed(elements, start, tuple(shape))
+    values = [np.arange(first, first + count, dtype=">i2").reshape(shape) for first in (0, 1000)]
+    records = [bytes(start) + each.tobytes() + b"\xff" for each in values]
+    columns = np.frombuffer(b"".join(records), np.uint8).reshape(2, -1)
+    assert grid.numbers(columns).tolist() == [each.tolist() for each in values]
+    tensor = Tensor.regular(start, grid, Binary(grid.shape))
+    places = [tensor.place(index) for index in product(*map(range, shape))]
+    assert places == list(range(start, start + 2 * count, 2))
 
 
-@spellings
-def test_extreme_numbers_of_every_spelling_are_read_exactly(spelling: Spelling) -> None:
-    elements = parse_dtype(spelling.name.encode())
-    assert elements is not None
-    payload = b"\x00\x80\xff\x7f\x01\x00\xfe\x3f" * spelling.width
-    found = elements.read(np.frombuffer(payload, np.uint8).reshape(1, -1)).astype(np.longdouble)
-    np.testing.assert_array_equal(found[0], loaded(payload, spelling.stored))
+def test_numbers_of_many_records_are_told_from_their_tags() -> None:
+    """The bytes of the numbers are what is free in a message; the tags are what is not."""
+    elements = list_answer(FLOAT32)
+    columns = np.frombuffer((b"\x92" + float32(1) + float32(2)) + (b"\x92" + float32(3) + float32(4)), np.uint8)
+    columns = columns.reshape(2, -1)
+    grid = Grid.packed(elements, 1, (2,))
+    assert grid.numbers(columns).tolist() == [[1, 2], [3, 4]]
+    assert grid.tags(columns).tolist() == [[0xCA, 0xCA]] * 2
+    assert grid.number_bytes(columns)[1].tobytes() == float32(3)[1:] + float32(4)[1:]
 
 
-@spellings
-def test_small_floats_are_computed_in_float32_and_all_else_in_float64(spelling: Spelling) -> None:
-    elements = parse_dtype(spelling.name.encode())
-    assert elements is not None
-    small = spelling.stored == "bf16" or spelling.stored[1:] in {"f2", "f4"}
-    assert elements.computed_in == (FLOAT32 if small else FLOAT64)
-    assert elements.answered_in == np.dtype(spelling.answered_in)
+def test_small_integers_are_number_and_tag_at_once() -> None:
+    """Their one byte is both."""
+    columns = np.frombuffer(b"\x92\x05\xff", np.uint8).reshape(1, -1)
+    grid = Grid.packed(FIXINT, 1, (2,))
+    assert grid.numbers(columns).tolist() == [[5, -1]]
+    assert grid.tags(columns).tolist() == [[5, 0xFF]]
+    assert grid.number_bytes(columns).tobytes() == b"\x05\xff"
 
 
-@spellings
-def test_the_answer_is_spelled_in_the_family_of_the_question(spelling: Spelling) -> None:
-    assert respell(np.dtype(spelling.answered_in), spelling.name.encode()) == spelling.answer.encode()
+def test_a_tensor_counts_its_rows_and_classes() -> None:
+    """The classes are the last axis, the rows all others."""
+    for shape, rows in (((5,), 1), ((2, 5), 2), ((2, 3, 4, 5), 24)):
+        tensor = Tensor.regular(0, Grid.packed(binary_answer(FLOAT64), 0, shape), Binary(shape))
+        assert (tensor.rows, tensor.classes) == (rows, 5)
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    [
-        *(
-            "",
-            "f4",
-            "=f4",
-            "|f4",
-            "<i1",
-            ">i1",
-            "<u1",
-            "|i2",
-            "<f1",
-            "<f16",
-            "<c8",
-            "<V4",
-            "|V4",
-            "|O",
-            "O",
-            "|S4",
-            "<U4",
-            "?",
-            "|b1",
-        ),
-        *("<f4 ", " <f4", "<f4\n", "<f4,<f4", "(2,)<f4", "<F4", "float", "double", "half", "int", "uint", "bool"),
-        *(
-            "Float32",
-            "FLOAT32",
-            "fp32",
-            "Fp32",
-            "bf16",
-            "BFLOAT16",
-            "Int8",
-            "BOOL",
-            "BYTES",
-            "FP8",
-            "float8",
-            "float128",
-        ),
-        *("int128", "datetime64", "<M8", "<m8", "longdouble", "complex64", "float32\0", "<f\u0664", "\xff"),
-    ],
-)
-def test_spellings_beyond_the_list_are_unknown(spelling: str) -> None:
-    assert parse_dtype(spelling.encode()) is None
-
-
-def test_every_spelling_of_two_characters_or_fewer_is_unknown() -> None:
-    """A sweep over all short byte strings: no numpy shorthand slips through."""
-    short = [bytes([a, b]) for a in range(256) for b in range(256)] + [bytes([a]) for a in range(256)]
-    assert [spelling for spelling in short if parse_dtype(spelling)] == []
-
-
-def test_every_numpy_code_of_three_characters_is_known_only_if_listed() -> None:
-    listed = {spelling.name.encode() for spelling in SPELLINGS if len(spelling.name) == 3}
-    codes = [bytes([order, kind, size]) for order in b"<>|=@!" for kind in range(128) for size in range(128)]
-    assert {code for code in codes if parse_dtype(code)} == listed
-
-
-@pytest.mark.parametrize(("elements", "dtype"), [(LIST_FLOAT32, ">f4"), (LIST_FLOAT64, ">f8")])
-def test_packed_numbers_are_the_list(elements: object, dtype: str) -> None:
-    chosen = list_elements(FLOAT32 if dtype == ">f4" else FLOAT64)
-    assert chosen is elements
-    assert bytes(chosen.pack(np.array([1.5, -2, 0]))) == float_list([1.5, -2, 0], dtype)[1:]
-
-
-def test_binary_data_leaves_little_endian() -> None:
-    for dtype in (FLOAT32, FLOAT64):
-        elements = bin_elements(dtype)
-        assert (
-            bytes(elements.pack(np.array([1.5, -2])))
-            == np.array([1.5, -2], dtype).astype(dtype.newbyteorder("<")).tobytes()
-        )
-
-
-def test_tags_must_match_at_every_number_of_a_record() -> None:
-    good = float_list([1.0, 2.0, 3.0])[1:]
-    bad = [bytes([*good[:at], 0xCE, *good[at + 1 :]]) for at in (0, 5, 10)]
-    columns = np.frombuffer(b"".join([good, *bad]), np.uint8).reshape(4, -1)
-    assert LIST_FLOAT32.tags_match(columns).tolist() == [True, False, False, False]
-
-
-def test_untagged_numbers_match_always() -> None:
-    columns = np.zeros((3, 8), np.uint8)
-    assert bin_elements(FLOAT32).tags_match(columns).tolist() == [True] * 3
+def test_the_places_of_tagged_numbers_are_their_tags() -> None:
+    """What an error points at is where the object begins."""
+    message = array_of(array_of(float64(1), float64(2)), array_of(float64(3), float64(4)))
+    grid = NestedArrays((2, 2)).frame(FLOAT64).grid
+    tensor = Tensor.regular(0, grid, NestedArrays((2, 2)))
+    places = [tensor.place(index) for index in product(range(2), range(2))]
+    assert [msgpack.unpackb(message[place : place + 9]) for place in places if place] == [1, 2, 3, 4]
