@@ -159,8 +159,8 @@ async def test_the_models_profile_decides_what_leaves(bus: Bus, make_service: Ma
         "models__b__outputs": ["probabilities", "confidence"],
         "models__b__temperature": 2,
     }
-    header = [("model", b"a")]
-    sent = [
+    header: list[tuple[str, bytes | None]] = [("model", b"a")]
+    sent: list[tuple[dict[str, object], list[tuple[str, bytes | None]]]] = [
         ({}, []), ({}, header), ({"model": "b"}, header), ({"model": "a"}, []), ({"model": "other"}, []),
         ({}, [("model", b"a"), ("model", b"b")]), ({}, [("model", None)]),
     ]  # fmt: skip
