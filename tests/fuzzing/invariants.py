@@ -233,17 +233,17 @@ class Examiner:
     def _judge(self, case: Case) -> None:
         alone = {record: self._alone(case, record) for record in dict.fromkeys(case.batch)}
         expected = [alone[record] for record in case.batch]
-        _compare("in a batch of a fresh pipeline", expected, _transform(case.pipeline(), case.batch))
+        compare("in a batch of a fresh pipeline", expected, transformed(case.pipeline(), case.batch))
         pipeline = self._long_lived(case)
-        _compare("in a batch of a long-lived pipeline", expected, _transform(pipeline, case.batch))
-        _compare("alone in a long-lived pipeline", [alone[case.record]], _transform(pipeline, [case.record]))
+        compare("in a batch of a long-lived pipeline", expected, transformed(pipeline, case.batch))
+        compare("alone in a long-lived pipeline", [alone[case.record]], transformed(pipeline, [case.record]))
 
     def _alone(self, case: Case, record: Record) -> Verdict:
         """The record's verdict where it is the only one that its pipeline ever sees."""
         key = (case.setting, case.limits, record)
         if key in self._neighbours:
             return self._neighbours[key]
-        (verdict,) = _transform(case.pipeline(), [record])
+        (verdict,) = transformed(case.pipeline(), [record])
         _check(case, record, verdict)
         if record[0] in _NEIGHBOURS:
             self._neighbours[key] = verdict
@@ -259,7 +259,8 @@ class Examiner:
         return self._pipelines[key]
 
 
-def _transform(pipeline: Pipeline, batch: Sequence[Record]) -> list[Verdict]:
+def transformed(pipeline: Pipeline, batch: Sequence[Record]) -> list[Verdict]:
+    """What becomes of each record of a batch; only refusals may come of it, and they say nothing of the payload."""
     values, models = [value for value, _ in batch], [model for _, model in batch]
     try:
         outcome = pipeline.transform(values, models)
@@ -282,7 +283,8 @@ def _transform(pipeline: Pipeline, batch: Sequence[Record]) -> list[Verdict]:
     return verdicts
 
 
-def _compare(where: str, expected: Sequence[Verdict], found: Sequence[Verdict]) -> None:
+def compare(where: str, expected: Sequence[Verdict], found: Sequence[Verdict]) -> None:
+    """Require equal verdicts, byte for byte."""
     for position, (one, other) in enumerate(zip(expected, found, strict=True)):
         if one != other:
             raise Fault(f"another verdict {where}", f"record {position}: alone {_told(one)}, there {_told(other)}")
@@ -460,7 +462,7 @@ def _check_memory(case: Case) -> None:
         pipeline = case.pipeline()
         tracemalloc.start()
         try:
-            _transform(pipeline, batch)
+            transformed(pipeline, batch)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transform_messages import array_of, container_form, float32, map_of, nested, packed, str_form
+from transform_messages import array_of, container_form, float32, float64, map_of, nested, packed, str_form
 
 from service.transform.arrays import read_array
 from service.transform.dtypes import FLOAT32, FLOAT64
@@ -169,6 +169,42 @@ def test_integers_become_the_nearest_float64_on_either_way(wide: bytes) -> None:
     assert on_a_grid.source is not None
     record = np.frombuffer(b"\xc1" * 5 + regular, np.uint8).reshape(1, -1)
     assert on_a_grid.source.numbers(record).astype(np.float64)[0, 0] == numbers(read_within(loose), loose)[0]
+
+
+# One object in a list of others of the same length: an integer that looks like a row, a number like another.
+DISGUISED: Final[dict[str, tuple[bytes, object]]] = {
+    "an integer among rows": (array_of(b"\x92\1\2", b"\xcd\1\2"), "ragged"),
+    "text among rows": (array_of(b"\x92\1\2", b"\xa2\1\2"), "ragged"),
+    "a map among rows": (array_of(b"\x92\1\2", b"\x81\1\2"), "ragged"),
+    "a longer row and a shorter": (array_of(b"\x92\1\2", b"\x93\1\2\3", b"\x91\1"), "ragged"),
+    "an integer among rows of rows": (array_of(array_of(b"\x91\1"), array_of(b"\xcc\1")), "ragged"),
+    **{f"{other.hex()} among small integers": (array_of(b"\1", other), "not numeric") for other in (
+        b"\xc0", b"\xc2", b"\xc3", b"\xa0", b"\x80",
+    )},
+    "nil among rows of small integers": (array_of(b"\x92\1\2", b"\x92\1\xc0"), "not numeric"),
+    "text among float32": (array_of(float32(1), b"\xa4abcd"), "not numeric"),
+    "text among rows of float32": (array_of(array_of(float32(1)), array_of(b"\xa4abcd")), "not numeric"),
+    "an integer among float32": (array_of(float32(1), b"\xce\0\0\0\1"), [1.0, 1.0]),
+    "an integer among rows of float32": (array_of(array_of(float32(1)), array_of(b"\xd2\0\0\0\1")), [1.0, 1.0]),
+    "an integer among planes of float64": (nested(4, innermost=array_of(float64(1), b"\xd3" + bytes(8))), [1.0, 0.0]),
+    "int8 among uint8": (array_of(array_of(b"\xcc\1"), array_of(b"\xd0\1")), [1.0, 1.0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISGUISED)
+def test_an_object_as_long_as_its_neighbours_is_not_taken_for_one_of_them(name: str) -> None:
+    """What it is follows from its own tag, not from its place."""
+    message, expected = DISGUISED[name]
+    if expected == "ragged":
+        assert refusal(message).reason is Reason.RAGGED
+        return
+    found = read_within(message)
+    assert found.source is None
+    if expected == "not numeric":
+        assert found.fault is not None
+        assert found.fault.reason is Reason.NOT_NUMERIC
+        return
+    assert numbers(found, message) == expected
 
 
 # Refused

@@ -187,15 +187,25 @@ def surrounded(draw: st.DrawFn, tensor_fields: Fields) -> tuple[Fields, int]:
     return draw(st.permutations(fields)), draw(st.integers(0, 2))
 
 
-@given(data=st.data(), key_form=st.integers(0, 3), list_form=st.integers(0, 2))
-def test_every_other_field_of_a_list_message_is_echoed_in_place(
-    data: st.DataObject, key_form: int, list_form: int
+def any_tensor(values: list[float], form: int) -> st.SearchStrategy[bytes]:
+    """A list, nested lists, a tensor map or heads."""
+    numbers = float_list(values, form=form)
+    data = (b"\xa4data", bin_form(np.array(values, "<f4").tobytes(), form))
+    tensor = map_of((b"\xa2nd", b"\xc3"), (b"\xa4type", b"\xa3<f4"), (SHAPE, packed([len(values)])), data)
+    heads = map_of((b"\x01", numbers), (str_form(b"h", form), tensor), form=form)
+    return st.sampled_from([numbers, array_of(numbers, numbers), tensor, heads])
+
+
+@given(data=st.data(), key_form=st.integers(0, 3), form_of_tensor=st.integers(0, 2))
+def test_every_other_field_of_a_message_is_echoed_in_place(
+    data: st.DataObject, key_form: int, form_of_tensor: int
 ) -> None:
     """Only `logits` changes its name and value; headers and the key around the tensor leave in the shortest form."""
     values = data.draw(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=17))
-    logits = (str_form(b"logits", key_form), float_list(values, form=list_form))
+    tensor = data.draw(any_tensor(values, form_of_tensor))
+    logits = (str_form(b"logits", key_form), tensor)
     fields, form = data.draw(surrounded([logits]))
-    probabilities = (PROBABILITIES, transformed(float_list(values)))
+    probabilities = (PROBABILITIES, in_a_map(tensor))
     expected = map_of(*(probabilities if field is logits else field for field in fields))
     assert transformed(map_of(*fields, form=form)) == expected
 
@@ -349,17 +359,6 @@ def test_an_extension_may_name_a_head() -> None:
     """A name may be anything, and is echoed."""
     name = ext_form(1, b"abcd")
     assert in_a_map(map_of((name, float_list([0.0])))) == map_of((name, float_list([1.0])))
-
-
-@given(data=st.data(), key_form=st.integers(0, 3))
-def test_every_other_field_around_heads_is_echoed_in_place(data: st.DataObject, key_form: int) -> None:
-    """In any order, in any form."""
-    tensor, answer = float_list([1.0, 1.0]), float_list([0.5, 0.5])
-    logits = (str_form(b"logits", key_form), map_of((b"\x01", tensor), (b"\x02", tensor), form=2))
-    fields, form = data.draw(surrounded([logits]))
-    probabilities = (PROBABILITIES, map_of((b"\x01", answer), (b"\x02", answer)))
-    expected = map_of(*(probabilities if field is logits else field for field in fields))
-    assert transformed(map_of(*fields, form=form)) == expected
 
 
 @pytest.mark.parametrize("count", [15, 16, MAX_HEADS])
