@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmarks import machine, report
 from service.transform.columnar import Workspace, transform_columns
+from service.transform.distributions import distribute
 from service.transform.layout import Layout, learn
 from service.transform.message import parse
 from service.transform.pipeline import CHUNK_BYTES, Limits, Pipeline
 from service.transform.profiles import Profile, Profiles
-from service.transform.softmax import empty_logits, softmax_in_place
+from service.transform.softmax import BLOCK_ELEMENTS, arithmetic, empty_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
 
 MOST_CLASSES: Final = 1_000_000
 LIMITS: Final = Limits(max_message_bytes=1 << 20, max_classes=MOST_CLASSES)
-ELEMENTS: Final = 1 << 16
+PLAIN: Final = Profile()
+SOFTMAX_BLOCKS: Final = (
+    ("float32", 1 << 16, np.float32),
+    (f"float32, {BLOCK_ELEMENTS:,} elements", BLOCK_ELEMENTS, np.float32),
+    ("float64", 1 << 16, np.float64),
+)
 CLASSES: Final = (10, 100, 1000)
 SOFTMAX_CLASSES: Final = (
     2,
@@ -98,18 +104,19 @@ def softmax_and_exp(rounds: Rounds) -> list[dict[str, Any]]:
     rows = []
     for classes in SOFTMAX_CLASSES:
         row: dict[str, Any] = {"classes": classes}
-        for dtype in (np.float32, np.float64):
-            logits = empty_logits(max(1, ELEMENTS // classes), classes, np.dtype(dtype))
+        for name, elements, dtype in SOFTMAX_BLOCKS:
+            logits = empty_logits(max(1, elements // classes), classes, np.dtype(dtype))
             logits[...] = RANDOM.normal(size=logits.shape)
             target = np.empty_like(logits)
-            taken = rounds.compare(
-                {
-                    # In place, so from the second call on it is the softmax of probabilities: the same work.
-                    "softmax": partial(softmax_in_place, logits),
-                    "exp": partial(np.exp, logits, out=target),
-                }
-            )
-            row[np.dtype(dtype).name] = taken["softmax"] / taken["exp"]
+            with arithmetic():  # entered once for a micro-batch
+                taken = rounds.compare(
+                    {
+                        # In place, so from the second call on it is the softmax of probabilities: the same work.
+                        "softmax": partial(distribute, logits, PLAIN),
+                        "exp": partial(np.exp, logits, out=target),
+                    }
+                )
+            row[name] = taken["softmax"] / taken["exp"]
         rows.append(row)
     return rows
 
@@ -317,7 +324,10 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-SOFTMAX_TITLE: Final = f"**Softmax alone** as a multiple of `np.exp` on the same array, {ELEMENTS:,} elements a call:"
+SOFTMAX_TITLE: Final = (
+    "**Softmax alone** as a multiple of `np.exp` on the same array, 65,536 elements a call, and as many as the pipeline"
+    " takes at once:"
+)
 COLUMNS_TITLE: Final = (
     f"**The columnar path**, lists of float32, {BATCH:,} records with ids that vary: “columns” goes from a matrix of"
     " message bytes to a matrix of output bytes (layout, decode, softmax, encode); “pipeline” from a list of bytes"
@@ -328,9 +338,8 @@ SHARES_TITLE: Final = "**Share on the general path**, T1, K = 100, lists of mixe
 
 
 def _softmax_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _table(
-        ["K", "float32", "float64"], [[r["classes"], f"{r['float32']:.2f}", f"{r['float64']:.2f}"] for r in rows]
-    )
+    names = [name for name, *_ in SOFTMAX_BLOCKS]
+    return _table(["K", *names], [[row["classes"], *(f"{row[name]:.2f}" for name in names)] for row in rows])
 
 
 def _columns_table(rows: Sequence[Mapping[str, Any]]) -> str:

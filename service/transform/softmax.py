@@ -9,6 +9,7 @@ which a row is summed follow from the number of classes alone.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,19 +21,21 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating[Any]]
 
-# Below this many classes a class-major array is faster, 20 times for few classes; above it a
-# row-major one (softmax as a multiple of np.exp: 2.7 against 2.9 at 400 classes, 3.1 against 2.5 at 1000).
-CLASS_MAJOR_BELOW: Final = 448
+# Below this many classes a class-major array is faster, 20 times for few classes; above it a row-major one
+# (softmax as a multiple of np.exp, in blocks of the size below: 2.3 against 2.6 at 500 classes, 2.6 against
+# 2.3 at 1000).
+CLASS_MAJOR_BELOW: Final = 768
 
 # Columns of a row-major array that numpy sums in one go, in the order of its vector lanes: few
 # enough that the error stays within a few roundings even where there are four lanes only.
 SUMMED_AT_ONCE: Final = 128
 
-# Classes of a class-major array that are added one after another; more would round too often.
-ADDED_IN_SEQUENCE: Final = 8
+# Classes of a class-major array that are added one after another; more would round too often, and from
+# 8 on numpy would add a single row's by pairs.
+ADDED_IN_SEQUENCE: Final = 7
 
 # Numbers that numpy's inner loops should run over at least, since each begins with 20 ns: a class of
-# few records is handled together with the next ones (2.7 instead of 3.1 times np.exp at 256 classes).
+# few records is handled together with the next ones (2.3 instead of 3.1 times np.exp at 256 classes).
 INNER_LOOP: Final = 2048
 # Of fewer records, repeating the operand would cost more than it saves.
 FEW_RECORDS: Final = 64
@@ -106,14 +109,6 @@ def softmax_of_distances(distances: Floats) -> Floats:
     return total
 
 
-def softmax_in_place(logits: Floats) -> NDArray[np.bool_]:
-    """Replace logits by probabilities, row by row: `distances_in_place`, then `softmax_of_distances`."""
-    with arithmetic():
-        valid = distances_in_place(logits)
-        softmax_of_distances(logits)
-    return valid
-
-
 def sum_of_classes(values: Floats) -> Floats:
     """Sum each row of shape (rows, classes), made by `empty_logits`, in an order that depends on classes alone.
 
@@ -124,21 +119,16 @@ def sum_of_classes(values: Floats) -> Floats:
 
 
 def _by_folding(parts: Floats) -> Floats:
-    """Sum the classes, shape (classes, rows): eighths of many onto each other, then halves of the rest."""
+    """Sum the classes, shape (classes, rows): up to sevenths of them onto each other until one is left."""
     classes, rows = parts.shape
-    while classes >= ADDED_IN_SEQUENCE**2:  # so that an eighth has room for what remains
-        each = classes // ADDED_IN_SEQUENCE
-        even = each * ADDED_IN_SEQUENCE
-        # At least 8 numbers side by side: numpy adds a single column by pairs.
-        folded = np.add.reduce(parts[:even].reshape(ADDED_IN_SEQUENCE, -1), axis=0).reshape(each, rows)
-        folded[: classes - even] += parts[even:]
-        parts, classes = folded, each
     while classes > 1:
-        half = classes // 2
-        folded = parts[:half] + parts[half : 2 * half]
-        if classes % 2:
-            folded[0] += parts[classes - 1]
-        parts, classes = folded, half
+        kept = -(-classes // ADDED_IN_SEQUENCE)
+        even = classes // kept * kept
+        folded = np.add.reduce(parts[:even].reshape(-1, kept * rows), axis=0).reshape(kept, rows)
+        if even < classes:
+            remains = folded[: classes - even]
+            np.add(remains, parts[even:], out=remains)
+        parts, classes = folded, kept
     first: Floats = parts[0]
     return first
 
@@ -161,32 +151,42 @@ def _by_chunks(values: Floats) -> Floats:
 
 def _highest(logits: Floats) -> Floats:
     """The highest of each row of shape (rows, classes)."""
-    abreast = _classes_abreast(logits)
-    classes, rows = logits.shape[1], logits.shape[0]
-    if abreast == 1 or classes < 2 * abreast:
+    rows, classes = logits.shape
+    abreast = _classes_abreast(rows, classes)
+    if abreast == 1:
         reduced: Floats = np.maximum.reduce(logits, axis=1)
         return reduced
     parts, even = logits.T, classes // abreast * abreast
     folded = np.maximum.reduce(parts[:even].reshape(-1, abreast * rows), axis=0).reshape(abreast, rows)
-    highest: Floats = np.maximum.reduce(np.concatenate([folded, parts[even:]]), axis=0)
+    if even < classes:
+        remains = folded[: classes - even]
+        np.maximum(remains, parts[even:], out=remains)
+    highest: Floats = np.maximum.reduce(folded, axis=0)
     return highest
 
 
 def _combine(operation: np.ufunc, values: Floats, by_row: Floats) -> None:
     """Replace values, shape (rows, classes), by operation(values, by_row), which has one number for each row."""
-    abreast = _classes_abreast(values)
+    rows, classes = values.shape
+    abreast = _classes_abreast(rows, classes)
     if abreast == 1:
         operation(values, by_row[:, None], out=values)
         return
-    parts, even = values.T, values.shape[1] // abreast * abreast
-    wide = parts[:even].reshape(-1, abreast * len(by_row))
-    operation(wide, np.concatenate([by_row] * abreast), out=wide)
-    operation(parts[even:], by_row, out=parts[even:])
+    parts, even = values.T, classes // abreast * abreast
+    wide = parts[:even].reshape(-1, abreast * rows)
+    operation(wide, np.concatenate((by_row,) * abreast), out=wide)
+    if even < classes:
+        operation(parts[even:], by_row, out=parts[even:])
 
 
-def _classes_abreast(values: Floats) -> int:
-    """How many classes of a class-major array numpy should take for one; 1 for a row-major one."""
-    rows, classes = int(values.shape[0]), int(values.shape[1])
-    if classes >= CLASS_MAJOR_BELOW or rows < FEW_RECORDS:
+@lru_cache(maxsize=4096)
+def _classes_abreast(rows: int, classes: int) -> int:
+    """How many classes of a class-major array numpy should take for one; 1 for a row-major one.
+
+    As many as fill an inner loop; better a few more or less, if then none remain.
+    """
+    enough = INNER_LOOP // rows
+    if classes >= CLASS_MAJOR_BELOW or rows < FEW_RECORDS or enough < 2:
         return 1
-    return max(1, min(INNER_LOOP // rows, classes))
+    near = range(min(enough * 3 // 2, classes), enough // 2, -1)
+    return next((abreast for abreast in near if classes % abreast == 0), min(enough, classes))

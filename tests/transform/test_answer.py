@@ -180,6 +180,15 @@ def test_fields_of_heads_are_maps_by_head() -> None:
     assert gone == map_of((b"\x01", b"\x02"), (packed("predicted"), by_head(b"\0", zeros, b"\0")))
 
 
+@pytest.mark.parametrize("output", EXPECTED)
+def test_a_single_head_is_a_map_by_head_too(output: str) -> None:
+    """Its name is not lost."""
+    name, value = EXPECTED[output]
+    profiles = asking(output, labels=FOUR_LABELS, top_k=3 if output == "top_k" else None)
+    message = map_of((LOGITS, map_of((b"\xd9\1h", EQUAL))))
+    assert answered(message, profiles) == map_of((name, map_of((b"\xd9\1h", value))))
+
+
 # Bins, whose dtype and shape stand beside them
 
 

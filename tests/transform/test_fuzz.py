@@ -207,7 +207,7 @@ def test_every_record_of_any_batch_ends_exactly_once(messages: list[bytes | None
 # Each of a number's bytes may become a float64, of which there are two or three at a time, and five bytes that leave.
 SMALL_MULTIPLE: Final = 28
 # Long enough that nothing else shows; tracing takes a hundred times as long as the transform.
-LONG: Final = 1 << 15
+LONG: Final = 1 << 14
 
 
 def many(count: int, element: bytes) -> bytes:
