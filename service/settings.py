@@ -102,6 +102,8 @@ class KafkaSettings(Section):
     """Compression of what the service writes."""
     idempotent_producer: bool = True
     """Keep the broker from storing a retried batch twice or out of order."""
+    whole_batches: bool = True
+    """Read and write whole record batches past aiokafka's public interface, which makes an object of each record."""
     session_timeout_ms: Milliseconds = 30_000
     """Silence after which the group considers this member dead."""
     request_timeout_ms: Milliseconds = 10_000

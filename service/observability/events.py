@@ -74,6 +74,9 @@ class Observer:
     def offset_lost(self, topic: str, partition: int, offset: int, policy: str) -> None:
         """The next record had fallen off the log."""
 
+    def seam_unfit(self, version: str) -> None:
+        """Whole batches were asked for, but are not known to work with this version of aiokafka."""
+
     def stalled(self, seconds: float, stacks: str) -> None:
         """Records wait, the broker answers and nothing has moved for that long."""
 

@@ -132,6 +132,10 @@ class LogEvents(Observer):
                 error=f"{type(error).__name__}: {error}",
             )
 
+    def seam_unfit(self, version: str) -> None:
+        """See `Observer`."""
+        self._log.warning("slower: whole batches are not tested with this aiokafka", version=version)
+
     def producer_replaced(self, error: BaseException) -> None:
         """See `Observer`."""
         self._log.warning(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from aiokafka import errors
 
 from service.errors import BrokerUnusableError
@@ -20,25 +18,22 @@ from service.streaming.progress import Progress, Ticket
 from service.streaming.startup import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
     from service.observability.events import Observer
     from service.settings import Settings
-    from service.streaming.records import Part
+    from service.streaming.records import Part, Summary
     from service.streaming.startup import Topology
-
-# Larger batches save round trips; beyond this they only cost memory.
-MAX_BATCH_BYTES: Final = 1 << 20
 
 
 @dataclass(slots=True)
 class _Failure:
-    """A produce batch that was not stored; `batch` is absent where none could even be queued."""
+    """A produce batch that was not stored; what is not known of it is absent."""
 
     error: BaseException
-    partition: TopicPartition
+    partition: TopicPartition | None
     batch: Batch | None
 
 
@@ -54,8 +49,16 @@ class AtLeastOnce:
         holding: partitions are assigned, and no rebalance has taken them.
     """
 
-    def __init__(self, settings: Settings, topology: Topology, consumer: AIOKafkaConsumer, observer: Observer) -> None:
-        """Deliver what `consumer` reads; nothing is connected yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        consumer: AIOKafkaConsumer,
+        observer: Observer,
+        *,
+        whole_batches: bool,
+    ) -> None:
+        """Deliver what `consumer` reads, as whole batches where the seam allows it; nothing is connected yet."""
         self.progress = Progress()
         self.epoch = 0
         self.holding = False
@@ -63,12 +66,13 @@ class AtLeastOnce:
         self._topology = topology
         self._consumer = consumer
         self._observer = observer
-        self._outgoing = Outgoing(settings, topology)
+        self._whole_batches = whole_batches
+        self._outgoing = Outgoing(settings, topology, whole_batches=whole_batches)
         self._culprits = Culprits(topology.output.name)
-        limits = (topic.max_message_bytes for topic in (topology.output, topology.dead_letter))
-        self._max_batch_bytes = min(MAX_BATCH_BYTES, *limits)
         self._producer: AIOKafkaProducer | None = None
-        self._settling: set[asyncio.Task[None]] = set()
+        self._jobs: set[asyncio.Task[None]] = set()
+        # By partition, the ticket whose batches are not all queued yet: the next ones must wait.
+        self._queueing: dict[TopicPartition, Ticket] = {}
         self._moved = asyncio.Event()
         self._draining = False
         self._commit_lock = asyncio.Lock()
@@ -82,7 +86,7 @@ class AtLeastOnce:
         Raises:
             BrokerUnusableError: it cannot be had within the request timeout.
         """
-        producer = make_producer(self._settings, self._max_batch_bytes)
+        producer = make_producer(self._settings, self._outgoing.max_batch_bytes)
         try:
             await bounded(producer.start(), self._settings.kafka.request_timeout_ms)
         except (errors.KafkaError, TimeoutError) as error:
@@ -94,18 +98,20 @@ class AtLeastOnce:
         self._producer = producer
 
     async def deliver(self, parts: Sequence[Part], epoch: int) -> None:
-        """Hand a micro-batch over; acknowledgements are waited for in the background.
+        """Hand a micro-batch over; it is sent and its acknowledgements are waited for in the background.
 
         Records that are no longer ours, or come while a drain waits, are left: they are not
         committed and will be read again.
         """
-        await self._room()
+        await self._room(parts)
         if epoch != self.epoch or self._draining:
             return
-        # All tickets before the first await: a drain must see the whole micro-batch or nothing of it.
-        tickets = [self._begin(part) for part in parts]
-        jobs = [self._deliver_part(part, ticket, epoch) for part, ticket in zip(parts, tickets, strict=True)]
-        await (jobs[0] if len(jobs) == 1 else asyncio.gather(*jobs))
+        # No await from here on: a drain must see the whole micro-batch or nothing of it.
+        for part in parts:
+            self._culprits.mark(part)
+        assembled = self._outgoing.assembled(parts, self._culprits.singly_until)
+        for part in parts:
+            self._start(self._deliver_part(part, self._begin(part), epoch, assembled.get(part)))
         self._observer.in_flight(self.progress.records, self.progress.size)
 
     async def recover(self) -> None:
@@ -122,7 +128,7 @@ class AtLeastOnce:
         if self._producer is not None:
             await discard(self._producer, self._settings.kafka.request_timeout_ms / 1000)
             self._producer = None
-        await self._end_settling()  # what was acknowledged meanwhile still counts
+        await self._end_jobs()  # what was acknowledged meanwhile still counts
         self._give_up()
         self._failure = None
         await self._reconnect()
@@ -136,7 +142,7 @@ class AtLeastOnce:
         """Take nothing more; wait until all that is under way is acknowledged; tell whether it was."""
         self._draining = True
         deadline = time.monotonic() + timeout
-        while self.progress.records or self._settling:
+        while self.progress.records or self._jobs:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._failure is not None:
                 return False
@@ -188,7 +194,7 @@ class AtLeastOnce:
 
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - the budget is the caller's
         """End the producer."""
-        await self._end_settling()
+        await self._end_jobs()
         if self._producer is not None:
             # After a failed drain there is something left that must not be sent any more.
             await (discard if self.progress.records else close)(self._producer, timeout)
@@ -208,6 +214,7 @@ class AtLeastOnce:
     def _give_up(self) -> None:
         self.epoch += 1
         self.progress.give_up()
+        self._queueing.clear()
         self._observer.in_flight(0, 0)
         self._moved.set()
 
@@ -221,9 +228,12 @@ class AtLeastOnce:
                 self._check_deadline(None, error)
         self._failing_since.pop(None, None)
 
-    async def _room(self) -> None:
-        """Wait until what is in flight leaves room for more."""
-        while self.progress.size > self._settings.limits.in_flight_bytes and self._failure is None:
+    async def _room(self, parts: Sequence[Part]) -> None:
+        """Wait until what is in flight leaves room for more, and the parts' partitions can queue them."""
+        limit = self._settings.limits.in_flight_bytes
+        while self._failure is None and (
+            self.progress.size > limit or any(part.partition in self._queueing for part in parts)
+        ):
             await self._wait_for_move(1)
 
     async def _wait_for_move(self, timeout: float) -> None:  # noqa: ASYNC109 - the budget is the caller's
@@ -235,27 +245,45 @@ class AtLeastOnce:
             return
 
     def _begin(self, part: Part) -> Ticket:
-        self._culprits.mark(part)
-        ticket = Ticket(part.partition, part.records[-1].offset + 1, len(part.records), part.size, time.monotonic())
+        ticket = Ticket(part.partition, part.next_offset, len(part), part.size, time.monotonic())
         self.progress.begin(ticket)
+        self._queueing[part.partition] = ticket
         return ticket
 
-    async def _deliver_part(self, part: Part, ticket: Ticket, epoch: int) -> None:
-        """Send a part; one given up half-way is read again."""
+    def _start(self, job: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(_Failure(error, None, None))
+        self._moved.set()
+
+    async def _deliver_part(self, part: Part, ticket: Ticket, epoch: int, assembled: Sequence[Batch] | None) -> None:
+        """Send a part and wait for its acknowledgements; one given up half-way is read again."""
+        singly_until = self._culprits.singly_until(part.partition)
         sent: list[Batch] = []
         try:
-            for batch in self._outgoing.batches(part, self._new_batch, self._culprits.singly_until(part.partition)):
+            for batch in self._outgoing.batches(part, self._new_batch, singly_until, assembled):
                 if not await self._send(batch, epoch):
                     return
                 sent.append(batch)
         except (errors.KafkaError, TimeoutError) as error:
             self._fail(_Failure(error, part.partition, None))
             return
-        task = asyncio.create_task(self._settle(part, ticket, sent, epoch))
-        self._settling.add(task)
-        task.add_done_callback(self._settled)
+        finally:
+            if self._queueing.get(ticket.partition) is ticket:
+                del self._queueing[ticket.partition]
+            self._moved.set()
+        summary = part.summary()
+        del part, assembled  # they hold the whole micro-batch
+        await self._settle(ticket, sent, epoch, summary)
 
     def _new_batch(self) -> Any:
+        if self._whole_batches:
+            return self._outgoing.new_builder()
         if self._producer is None:
             raise errors.ProducerClosed
         return self._producer.create_batch()
@@ -274,11 +302,7 @@ class AtLeastOnce:
                 return True
         return False
 
-    def _settled(self, task: asyncio.Task[None]) -> None:
-        self._settling.discard(task)
-        self._moved.set()
-
-    async def _settle(self, part: Part, ticket: Ticket, sent: list[Batch], epoch: int) -> None:
+    async def _settle(self, ticket: Ticket, sent: Sequence[Batch], epoch: int, summary: Summary) -> None:
         """Wait for the acknowledgements of a part, and count it as done or failed."""
         for batch in sent:
             if batch.future is None:
@@ -287,35 +311,24 @@ class AtLeastOnce:
                 await batch.future
             except (errors.KafkaError, TimeoutError, OSError) as error:
                 if epoch == self.epoch:
-                    self._fail(_Failure(error, part.partition, batch))
+                    self._fail(_Failure(error, ticket.partition, batch))
                 return
         if epoch != self.epoch:
             return
-        self._failing_since.pop(part.partition, None)
+        self._failing_since.pop(ticket.partition, None)
         self.progress.finish(ticket)
-        self._culprits.acquit(part)
-        self._report(part, [batch for batch in sent if batch.topic == self._topology.output.name])
+        self._culprits.acquit(ticket.partition, ticket.next_offset - 1)
+        self._report(summary, [batch for batch in sent if batch.topic == self._topology.output.name])
 
-    def _report(self, part: Part, outputs: list[Batch]) -> None:
+    def _report(self, summary: Summary, outputs: Sequence[Batch]) -> None:
         observer, now = self._observer, time.time()
         for batch in outputs:
             observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
         if outputs:
-            for model, stamps in _timestamps(part).items():
-                born = np.asarray(stamps, np.float64) / 1000
-                observer.outputs_acknowledged(model, now - born[born >= 0])  # Kafka writes -1 for "no timestamp"
-        if part.refusals:
-            position = min(part.refusals)
-            observer.dead_letters_produced(
-                Counter(refusal.reason.value for refusal in part.refusals.values()),
-                {
-                    "reason": part.refusals[position].reason.value,
-                    "detail": part.refusals[position].detail,
-                    "topic": part.partition.topic,
-                    "partition": part.partition.partition,
-                    "offset": part.records[position].offset,
-                },
-            )
+            for model, stamps in summary.timestamps.items():
+                observer.outputs_acknowledged(model, now - stamps[stamps >= 0] / 1000)  # -1 is "no timestamp"
+        if summary.reasons:
+            observer.dead_letters_produced(summary.reasons, summary.example)
         observer.progressed(now)
         observer.in_flight(self.progress.records, self.progress.size)
 
@@ -326,6 +339,8 @@ class AtLeastOnce:
 
     def _judge(self, failure: _Failure) -> None:
         """Decide what a failure means for the records in it and for the service."""
+        if failure.partition is None:  # no answer of Kafka's, but a mistake of ours
+            raise failure.error
         fault = fault_of(failure.error)
         if fault is Fault.RECORD and failure.batch is not None:
             self._culprits.blame(failure.partition, failure.batch, failure.error)
@@ -346,24 +361,12 @@ class AtLeastOnce:
                 "See the brokers; delivery.retry_deadline_ms is the limit",
             ) from error
 
-    async def _end_settling(self) -> None:
-        if self._settling:  # those whose acknowledgements are there need only their turn
-            await asyncio.wait(self._settling, timeout=0.05)
-        for task in list(self._settling):
+    async def _end_jobs(self) -> None:
+        if self._jobs:  # those whose acknowledgements are there need only their turn
+            await asyncio.wait(self._jobs, timeout=0.05)
+        for task in list(self._jobs):
             task.cancel()
-        await asyncio.gather(*self._settling, return_exceptions=True)
-
-
-def _timestamps(part: Part) -> dict[str, list[int]]:
-    """The timestamps of the records that were not refused, by model."""
-    records, refusals = part.records, part.refusals
-    if not refusals and part.models.count(part.models[0]) == len(records):
-        return {part.models[0]: [record.timestamp for record in records]}
-    by_model: defaultdict[str, list[int]] = defaultdict(list)
-    for position, (record, model) in enumerate(zip(records, part.models, strict=True)):
-        if position not in refusals:
-            by_model[model].append(record.timestamp)
-    return by_model
+        await asyncio.gather(*self._jobs, return_exceptions=True)
 
 
 def _retrieve(future: asyncio.Future[object]) -> None:

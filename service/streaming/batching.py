@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +26,20 @@ class BatchPolicy:
     max_records: int
     max_bytes: int
     max_delay: float
+
+    def cuts(self, sizes: NDArray[np.int64]) -> Iterator[tuple[int, int, str]]:
+        """Where to cut records of so many bytes: `start`, `stop` and what closes the piece; one piece at least."""
+        reach = np.cumsum(sizes)
+        start, count = 0, len(sizes)
+        while True:
+            before = int(reach[start - 1]) if start else 0
+            fitting = int(np.searchsorted(reach, before + self.max_bytes, side="right"))
+            full = start + self.max_records
+            stop = min(max(fitting, start + 1), full, count)
+            yield start, stop, "records" if stop == full else "bytes"
+            start = stop
+            if start >= count:
+                return
 
 
 class Window:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from aiokafka import errors
 
 from service.errors import BrokerUnusableError
@@ -65,15 +66,12 @@ class Culprits:
         guilty = self._guilty.get(part.partition)
         if not guilty:
             return
-        part.outputs = list(part.outputs)
-        for position, record in enumerate(part.records):
-            if record.offset in guilty:
-                part.outputs[position] = None
-                part.refusals[position] = guilty[record.offset]
+        offsets = part.frames.offsets[part.start : part.stop]
+        for position in np.flatnonzero(np.isin(offsets, list(guilty))).tolist():
+            part.refusals[part.start + position] = guilty[int(offsets[position])]
 
-    def acquit(self, part: Part) -> None:
-        """The part is delivered: nothing in it needs to be remembered."""
-        partition, end = part.partition, part.records[-1].offset
+    def acquit(self, partition: TopicPartition, end: int) -> None:
+        """All up to the offset `end` is delivered: nothing in it needs to be remembered."""
         known: list[dict[int, Any]] = [self._guilty.get(partition, {}), self._reductions.get(partition, {})]
         for offsets in known:
             for offset in [offset for offset in offsets if offset <= end]:

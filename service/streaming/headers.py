@@ -7,18 +7,24 @@ import re
 from fnmatch import translate
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from service import __version__
+from service.transform import byte_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.streaming.records import Record
+    from aiokafka import TopicPartition
+
+    from service.transform.frames import Frames, Record
     from service.transform.refusals import InvalidMessage
 
     Headers = list[tuple[str, bytes | None]]
 
 _OURS: Final = ("softmax-*", "__connect.errors.*")
 _ATTEMPT: Final = "softmax-error-attempt"
+_WILDCARD: Final = re.compile(r"[*?\[]")
 _COUNT: Final = re.compile(rb"[0-9]{1,9}")
 
 
@@ -36,14 +42,31 @@ class HeaderPolicy:
         self._dropped = re.compile("|".join(map(translate, [*_OURS, *drop])))
         self._ours = re.compile("|".join(map(translate, _OURS)))
         self._group = group
+        # What each dropped name begins with: where it does not occur, nobody needs to look for the name.
+        self._beginnings = [_WILDCARD.split(pattern)[0].encode() for pattern in [*_OURS, *drop]]
 
     def passed_on(self, headers: Sequence[tuple[str, bytes | None]]) -> Headers:
         """The headers of an output."""
         return [header for header in headers if not self._dropped.match(header[0])]
 
-    def of_dead_letter(self, record: Record, refusal: InvalidMessage) -> Headers:
+    def all_pass(self, frames: Frames, start: int, stop: int) -> bool:
+        """Whether nothing in the headers of these records can have a name that is dropped."""
+        sizes = frames.ends[start:stop] - frames.headers[start:stop]
+        some = np.flatnonzero(sizes > 1)
+        if not len(some):
+            return True
+        if b"" in self._beginnings:
+            return False
+        ends = np.cumsum(sizes[some])
+        together = np.empty(int(ends[-1]), np.uint8)
+        begins = frames.headers[start:stop][some]
+        byte_rows.copy(together, ends - sizes[some], frames.data, begins, sizes[some])
+        content = together.tobytes()
+        return not any(beginning in content for beginning in self._beginnings)
+
+    def of_dead_letter(self, partition: TopicPartition, record: Record, refusal: InvalidMessage) -> Headers:
         """The headers of a dead letter: the record's own, then what happened to it where."""
-        where = {"topic": record.topic, "partition": str(record.partition), "offset": str(record.offset)}
+        where = {"topic": partition.topic, "partition": str(partition.partition), "offset": str(record.offset)}
         ours = {
             "softmax-error-reason": refusal.reason.value,
             "softmax-error-message": refusal.detail,

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from aiokafka.partitioner import murmur2
 
 from service.streaming.headers import HeaderPolicy, without_value
 from service.streaming.records import Reduction
+from service.streaming.seam import FinishedBuilder, RecordBuilder
+from service.transform.assembly import assemble
+from service.transform.record_batch import CODECS
 from service.transform.refusals import InvalidMessage, Reason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from aiokafka import TopicPartition
 
     from service.settings import Settings
-    from service.streaming.records import Part, Record
+    from service.streaming.records import Part
     from service.streaming.startup import Topology
+    from service.transform.frames import Record
 
-    BatchBuilder = Any  # aiokafka's
-    Result = tuple[int, Record, bytes | None]  # position in the part, input, output
+    BatchBuilder = Any  # aiokafka's, or one of seam.py
+    Result = tuple[int, Record, bytes | None]  # position, input, output
 
+# Larger produce batches gain nothing.
+MAX_BATCH_BYTES: Final = 1 << 20
 # What Kafka writes for "no timestamp"; aiokafka's builder takes it for "no record yet", and the
 # second record's timestamp for the first one's.
 NO_TIMESTAMP: Final = -1
@@ -53,33 +63,101 @@ class Batch:
 class Outgoing:
     """Builds the produce batches of a part: outputs in order, dead letters in order."""
 
-    def __init__(self, settings: Settings, topology: Topology) -> None:
-        """Route as the settings say, within what the topics accept."""
+    def __init__(self, settings: Settings, topology: Topology, *, whole_batches: bool) -> None:
+        """Route as the settings say, within what the topics accept; as `whole_batches` where the seam allows it."""
+        self._whole_batches = whole_batches
         self._partitioning = settings.delivery.partitioning
         self._tombstones = settings.topics.tombstones
         self._output = topology.output
         self._dead_letter = topology.dead_letter
         self._headers = HeaderPolicy(settings.headers.drop, settings.kafka.group_id)
+        self._codec = CODECS.index(settings.kafka.compression)
         # How small compression makes a batch only the broker's answer tells.
-        compressed = settings.kafka.compression != "none"
-        self._output_limit = None if compressed else topology.output.max_message_bytes
+        self._output_limit = None if self._codec else topology.output.max_message_bytes
+        limits = (topic.max_message_bytes for topic in (topology.output, topology.dead_letter))
+        self.max_batch_bytes = min(MAX_BATCH_BYTES, *limits)
 
-    def batches(self, part: Part, new_batch: Callable[[], BatchBuilder], singly_until: int) -> Iterator[Batch]:
+    def assembled(
+        self, parts: Sequence[Part], singly_until: Callable[[TopicPartition], int]
+    ) -> dict[Part, list[Batch]]:
+        """Build the outputs of those parts of a micro-batch that need no look at single records.
+
+        Args:
+            parts: transformed records; their refusals are completed on the way.
+            singly_until: tells before which offset of a partition records are sent one by one.
+        """
+        plain = [part for part in parts if part.first_offset >= singly_until(part.partition) and self._is_plain(part)]
+        if not plain:
+            return {}
+        made: dict[Part, list[Batch]] = {part: [] for part in plain}
+        frames, begins = plain[0].frames, [part.start for part in plain]
+        empty = np.array([position for part in plain for position in self._pass_tombstones(part)], np.int64)
+        blocks = plain[0].blocks
+        if len(plain) < len(parts):
+            blocks = [block.some(part.mine(block)) for part in plain for block in part.blocks]
+        for one in assemble(frames, blocks, empty, begins, self.max_batch_bytes, self._codec):
+            part = plain[bisect_right(begins, one.first) - 1]
+            if self._output_limit is not None and len(one.batch) > self._output_limit:  # a single record
+                part.refusals[one.first] = self._too_large(len(one.batch))
+                continue
+            offsets = int(frames.offsets[one.first]), int(frames.offsets[one.last])
+            builder = FinishedBuilder(one.batch)
+            made[part].append(Batch(self._output.name, part.partition.partition, *offsets, builder))
+        return made
+
+    def batches(
+        self, part: Part, new_batch: Callable[[], BatchBuilder], singly_until: int, assembled: Sequence[Batch] | None
+    ) -> Iterator[Batch]:
         """Build lazily, outputs first: one too large becomes a dead letter.
 
         Args:
             part: transformed records; its refusals are completed on the way.
             new_batch: makes an empty batch.
             singly_until: records before this offset are sent one by one.
+            assembled: the outputs if they have been built already.
         """
-        for partition, results in self._routes(part):
-            yield from self._outputs(part, partition, results, new_batch, singly_until)
+        if assembled is None:
+            for partition, results in self._routes(part):
+                yield from self._outputs(part, partition, results, new_batch, singly_until)
+        else:
+            yield from assembled
         if part.refusals:
             yield from self._dead_letters(part, new_batch, singly_until)
 
+    def new_builder(self) -> RecordBuilder:
+        """An empty batch for single records."""
+        return RecordBuilder(self.max_batch_bytes, self._codec)
+
+    def _is_plain(self, part: Part) -> bool:
+        """Whether each output goes to its input's partition and carries all its headers."""
+        return (
+            self._whole_batches
+            and len(part) > 0
+            and self._partitioning == "same"
+            and self._headers.all_pass(part.frames, part.start, part.stop)
+        )
+
+    def _pass_tombstones(self, part: Part) -> list[int]:
+        """Positions of the records without value that pass through; they are no refusals then."""
+        if self._tombstones != "forward":
+            return []
+        positions = [p for p, refusal in part.refusals.items() if refusal.reason is Reason.NULL_VALUE]
+        for position in positions:
+            del part.refusals[position]
+        return positions
+
+    def _too_large(self, size: int) -> InvalidMessage:
+        name, limit = self._output.name, self._output.max_message_bytes
+        return InvalidMessage(Reason.OUTPUT_TOO_LARGE, f"the output takes {size} bytes, {name} accepts {limit}")
+
     def _routes(self, part: Part) -> Iterator[tuple[int, Iterable[Result]]]:
         """Output partitions and the results that go there."""
-        results = zip(range(len(part.records)), part.records, part.outputs, strict=True)
+        outputs, forwarded = part.outputs(), set(self._pass_tombstones(part))
+        results = (
+            (position, part.record(position), outputs.get(position))
+            for position in range(part.start, part.stop)
+            if (position in outputs and position not in part.refusals) or position in forwarded
+        )
         if self._partitioning == "same":
             yield part.partition.partition, results
             return
@@ -99,17 +177,15 @@ class Outgoing:
         new_batch: Callable[[], BatchBuilder],
         singly_until: int,
     ) -> Iterator[Batch]:
-        """The one loop over single outputs that aiokafka's public interface asks for: kept lean."""
+        """The loop over single outputs: where they part ways, lose headers, or pass by the public interface."""
         topic, limit = self._output.name, self._output_limit
         passed_on = self._headers.passed_on
-        careful = part.records[0].offset < singly_until
+        careful = part.first_offset < singly_until
         builder = new_batch()
         append = builder.append
         empty, untimed = True, False
         first = last = 0
         for position, record, value in results:
-            if value is None and not self._forwarded(part, position):
-                continue
             headers = passed_on(record.headers) if record.headers else []
             timestamp = record.timestamp
             apart = (careful and record.offset < singly_until) or (untimed and timestamp != NO_TIMESTAMP)
@@ -123,22 +199,12 @@ class Outgoing:
             if empty:
                 first, empty, untimed = record.offset, False, timestamp == NO_TIMESTAMP
                 if limit is not None and builder.size() > limit:
-                    part.refusals[position] = InvalidMessage(
-                        Reason.OUTPUT_TOO_LARGE, f"the output takes {builder.size()} bytes, {topic} accepts {limit}"
-                    )
+                    part.refusals[position] = self._too_large(builder.size())
                     builder = new_batch()
                     append, empty, untimed = builder.append, True, False
             last = record.offset
         if not empty:
             yield Batch(topic, partition, first, last, builder)
-
-    def _forwarded(self, part: Part, position: int) -> bool:
-        """Whether a record without output is a tombstone that passes through; it is no refusal then."""
-        tombstone = part.refusals[position].reason is Reason.NULL_VALUE
-        if not tombstone or self._tombstones != "forward":
-            return False
-        del part.refusals[position]
-        return True
 
     def _dead_letters(self, part: Part, new_batch: Callable[[], BatchBuilder], singly_until: int) -> Iterator[Batch]:
         topic = self._dead_letter.name
@@ -149,7 +215,7 @@ class Outgoing:
         builder = new_batch()
         first = last = born = 0
         for position in sorted(part.refusals):
-            record = part.records[position]
+            record = part.record(position)
             letter = self._dead_letter_of(record, part, position, new_batch)
             apart = record.offset < singly_until or born == NO_TIMESTAMP != letter["timestamp"]
             if (apart and builder.record_count() > 0) or builder.append(**letter) is None:
@@ -167,7 +233,7 @@ class Outgoing:
     ) -> dict[str, Any]:
         """A dead letter; one that its topic would refuse even alone leaves its value, or all its bulk, behind."""
         reduction = part.reductions.get(record.offset, Reduction())
-        headers = self._headers.of_dead_letter(record, part.refusals[position])
+        headers = self._headers.of_dead_letter(part.partition, record, part.refusals[position])
         letter = {
             "timestamp": None if reduction.untimed else record.timestamp,
             "key": record.key,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from aiokafka import errors
 
 from service.errors import BrokerUnusableError, LostProgressError
@@ -14,18 +16,22 @@ from service.streaming.batching import BatchPolicy, Window
 from service.streaming.clients import bounded
 from service.streaming.faults import is_final, raise_if_final
 from service.streaming.offsets import committed_offset
-from service.streaming.records import Part, Record, size_of
+from service.streaming.records import Part
+from service.streaming.seam import Rewritten
+from service.transform.frames import Frames
+from service.transform.record_batch import CorruptBatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
     from service.observability.events import Observer
     from service.settings import Settings
     from service.streaming.at_least_once import AtLeastOnce
+    from service.streaming.seam import Fetched
 
-    Polled = dict[TopicPartition, list[Record]]
+    Polled = dict[TopicPartition, list[Fetched]]
 
 # An idle poll is a waiting future; how long it waits matters only to the checks between two polls.
 IDLE_POLL_MS: Final = 500
@@ -36,12 +42,14 @@ class MicroBatch:
     """Records that are transformed together.
 
     Attributes:
-        parts: by partition.
+        frames: the records.
+        parts: which of them are whose partition's.
         epoch: the delivery's, when they were taken; in another one they are no longer ours.
         waited: seconds since the first of them came.
         closed_by: what closed the batch.
     """
 
+    frames: Frames
     parts: list[Part]
     epoch: int
     waited: float
@@ -52,9 +60,16 @@ class Poller:
     """Polls the consumer and cuts what has come into micro-batches."""
 
     def __init__(
-        self, settings: Settings, consumer: AIOKafkaConsumer, delivery: AtLeastOnce, observer: Observer
+        self,
+        settings: Settings,
+        consumer: AIOKafkaConsumer,
+        delivery: AtLeastOnce,
+        observer: Observer,
+        *,
+        whole_batches: bool,
     ) -> None:
-        """Take nothing yet."""
+        """Take nothing yet; then whole batches if the consumer returns such, else records."""
+        self._whole_batches = whole_batches
         batch = settings.batch
         self._policy = BatchPolicy(batch.max_records, batch.max_bytes, batch.max_delay_ms / 1000)
         self._settings = settings
@@ -75,10 +90,13 @@ class Poller:
             if epoch != self._delivery.epoch:
                 # Assigned anew or gone back meanwhile: what was gathered before is read again.
                 window, gathered, epoch = Window(self._policy), {}, self._delivery.epoch
-            for partition, records in polled.items():
-                self._take(partition, records)
-                gathered.setdefault(partition, []).extend(records)
-                window.add(len(records), size_of(records), time.monotonic())
+            for partition, batches in polled.items():
+                last = batches[-1]
+                self._delivery.progress.take(
+                    partition, batches[0].position, last.next_offset, last.max_timestamp
+                )  # fmt: skip
+                gathered.setdefault(partition, []).extend(batches)
+                window.add(sum(b.count for b in batches), sum(b.size for b in batches), time.monotonic())
             if self._delivery.failed or (not polled and remaining is None):
                 break
         now = time.monotonic()
@@ -93,14 +111,15 @@ class Poller:
         if self._waiting is not None:
             self._waiting.cancel()
 
-    def _take(self, partition: TopicPartition, records: list[Record]) -> None:
-        self._delivery.progress.take(partition, records[0].offset, records[-1].offset + 1, records[-1].timestamp)
-        self._observer.records_consumed(partition.topic, partition.partition, len(records))
-
     async def _poll(self, timeout_ms: int, max_records: int) -> Polled:
         self._waiting = asyncio.current_task()
         try:
-            polled: Polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+            if self._whole_batches:  # what has been fetched is bounded by the sizes of fetches
+                whole: Polled = await self._consumer.getmany(timeout_ms=timeout_ms)
+                polled = whole
+            else:
+                single = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+                polled = {partition: [Rewritten(records)] for partition, records in single.items()}
         except errors.NoOffsetForPartitionError as error:
             await self._begin(error.args[0])
         except errors.OffsetOutOfRangeError as error:
@@ -136,27 +155,49 @@ class Poller:
         await asyncio.sleep(0.5)
 
     def _cut(self, polled: Polled, epoch: int, waited: float, closed_by: str) -> Iterator[MicroBatch]:
-        """Cut what was polled where `batch.max_bytes` says so."""
+        """Find the records of what was polled, and cut them where the policy says so."""
+        queue = deque((partition, batch) for partition, batches in polled.items() for batch in batches)
+        while queue:
+            taken: list[tuple[TopicPartition, Fetched]] = []
+            records = size = 0
+            while queue and records < self._policy.max_records and size < self._policy.max_bytes:
+                taken.append(queue.popleft())
+                records += taken[-1][1].count
+                size += taken[-1][1].size
+            frames, parts = self._read(taken)
+            for start, stop, why in self._policy.cuts(np.maximum(frames.lengths, 0)):
+                last = stop == len(frames)
+                piece = frames.select(slice(start, stop))
+                mine = [cut for part in parts if (cut := part.cut(piece, start, stop, last=last))]
+                yield MicroBatch(piece, mine, epoch, waited, why if queue or not last else closed_by)
+
+    def _read(self, taken: Sequence[tuple[TopicPartition, Fetched]]) -> tuple[Frames, list[Part]]:
+        """The records of batches that follow one another by partition, without those before the position."""
+        try:
+            read = [batch.read() for _, batch in taken]
+            frames = Frames.of(read)
+        except CorruptBatchError as error:
+            self._delivery.holding = False
+            where = ", ".join(f"{p.topic}-{p.partition} @{batch.position}" for p, batch in taken[:8])
+            raise BrokerUnusableError(
+                f"A record batch cannot be read: {error} (among {where})", "Move the group's offset past it"
+            ) from error
+        owners = np.repeat(np.arange(len(taken)), [batch.count for batch in read])
+        wanted = frames.offsets >= np.array([batch.position for _, batch in taken])[owners]
+        if not wanted.all():
+            frames, owners = frames.select(wanted), owners[wanted]
         parts: list[Part] = []
-        room = self._policy.max_bytes
-        for partition, records in polled.items():
-            size = size_of(records)
-            if size <= room:
-                parts.append(Part(partition, records, [], [], {}, size))
-                room -= size
-                continue
-            start = 0
-            for position, record in enumerate(records):
-                size = len(record.value or b"")
-                if size > room and (parts or position > start):
-                    if position > start:
-                        parts.append(Part.of(partition, records[start:position]))
-                    yield MicroBatch(parts, epoch, waited, "bytes")
-                    parts, start, room = [], position, self._policy.max_bytes
-                room -= size
-            parts.append(Part.of(partition, records[start:]))
-        if parts:
-            yield MicroBatch(parts, epoch, waited, closed_by)
+        start = 0
+        for index, (partition, batch) in enumerate(taken):
+            stop = start + int(np.count_nonzero(owners == index))
+            if parts and parts[-1].partition == partition:
+                parts[-1].stop, parts[-1].next_offset = stop, batch.next_offset
+            else:
+                parts.append(Part(partition, frames, start, stop, batch.next_offset))
+            start = stop
+        for part in parts:
+            self._observer.records_consumed(part.partition.topic, part.partition.partition, len(part))
+        return frames, parts
 
     async def _begin(self, partition: TopicPartition) -> None:
         """Find out where to begin on a partition that seems to have no commit."""

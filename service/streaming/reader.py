@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from service.settings import Settings
-    from service.streaming.records import Record
+    from service.streaming.records import Received
 
 
 class TopicReader:
@@ -50,14 +50,14 @@ class TopicReader:
             ) from error
         self._consumer = consumer
 
-    async def records(self) -> AsyncIterator[Record]:
+    async def records(self) -> AsyncIterator[Received]:
         """All records, as they come."""
         while True:
             for records in (await self._poll()).values():
                 for record in records:
                     yield record
 
-    async def latest(self) -> list[Record]:
+    async def latest(self) -> list[Received]:
         """The newest record of each partition that has any, skipping all that came before."""
         consumer = self._started()
         partitions = consumer.assignment()
@@ -65,7 +65,7 @@ class TopicReader:
         wanted = {tp: end - 1 for tp, end in ends.items() if end > 0}
         for partition, offset in wanted.items():
             consumer.seek(partition, offset)
-        found: dict[TopicPartition, Record] = {}
+        found: dict[TopicPartition, Received] = {}
         for _ in range(4):
             if len(found) == len(wanted):
                 break
@@ -82,7 +82,7 @@ class TopicReader:
         if self._consumer is not None:
             await close(self._consumer, 5)
 
-    async def _poll(self, timeout_ms: int = 500) -> dict[TopicPartition, list[Record]]:
+    async def _poll(self, timeout_ms: int = 500) -> dict[TopicPartition, list[Received]]:
         try:
             return await self._started().getmany(timeout_ms=timeout_ms, max_records=500)  # type: ignore[no-any-return]
         except errors.KafkaError:

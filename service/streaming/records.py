@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aiokafka import TopicPartition
+    from numpy.typing import NDArray
 
+    from service.transform.assembly import Block
+    from service.transform.frames import Frames, Record
     from service.transform.refusals import InvalidMessage
 
 
-class Record(Protocol):
-    """What aiokafka's consumer returns. Timestamps are Unix milliseconds."""
+class Received(Protocol):
+    """A record as aiokafka's consumer returns it. Timestamps are Unix milliseconds."""
 
     topic: str
     partition: int
@@ -38,34 +44,104 @@ class Reduction:
     bare: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
-    """Consecutive records of one partition and what became of each.
+    """Consecutive records of one partition and what became of each; positions are those of the micro-batch.
 
     Attributes:
         partition: the input partition.
-        records: in order.
-        outputs: by position; `None` for a refused record.
-        models: by position, the name of the model profile; meaningless for a refused record.
-        refusals: by position.
+        frames: the records of the whole micro-batch.
+        start: position of the first record.
+        stop: position after the last one.
+        next_offset: the offset after the last one that is done with these records.
         size: bytes of the records' values.
+        blocks: the outputs of the whole micro-batch.
+        refusals: of this part's records, by position.
         reductions: by offset, what dead letters must leave behind.
     """
 
     partition: TopicPartition
-    records: Sequence[Record]
-    outputs: Sequence[bytes | None]
-    models: Sequence[str]
-    refusals: dict[int, InvalidMessage]
-    size: int
+    frames: Frames
+    start: int
+    stop: int
+    next_offset: int
+    size: int = 0
+    blocks: Sequence[Block] = ()
+    refusals: dict[int, InvalidMessage] = field(default_factory=dict)
     reductions: dict[int, Reduction] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, partition: TopicPartition, records: Sequence[Record]) -> Part:
-        """Records that nothing has become of yet."""
-        return cls(partition, records, [], [], {}, size_of(records))
+    def __len__(self) -> int:
+        """How many records."""
+        return self.stop - self.start
+
+    @property
+    def first_offset(self) -> int:
+        """The first record's offset."""
+        return int(self.frames.offsets[self.start]) if len(self) else self.next_offset
+
+    def cut(self, frames: Frames, start: int, stop: int, *, last: bool) -> Part | None:
+        """What of these records lies in `frames`, which are those from `start` up to `stop`, the last ones or not."""
+        first, end = max(self.start, start), min(self.stop, stop)
+        if first >= end and not (last and len(self) == 0):
+            return None
+        next_offset = self.next_offset if end == self.stop else int(self.frames.offsets[end - 1]) + 1
+        size = int(np.maximum(self.frames.lengths[first:end], 0).sum())
+        return Part(self.partition, frames, first - start, max(end, first) - start, next_offset, size)
+
+    def record(self, position: int) -> Record:
+        """One record as an object."""
+        return self.frames.record(position)
+
+    def outputs(self) -> dict[int, bytes]:
+        """The outputs as single objects, by position."""
+        found: dict[int, bytes] = {}
+        for block in self.blocks:
+            some = self.mine(block)
+            mine = block.some(some)
+            found.update(zip(mine.positions.tolist(), mine.values(), strict=True))
+        return found
+
+    def summary(self) -> Summary:
+        """What is to be told of the part once it is delivered."""
+        born: dict[str, list[NDArray[Any]]] = {}
+        for block in self.blocks:
+            positions = block.positions[self.mine(block)]
+            if self.refusals:  # a broker may have refused what had an output
+                positions = positions[~np.isin(positions, list(self.refusals))]
+            if len(positions):
+                born.setdefault(block.model, []).append(self.frames.timestamps[positions])
+        example: dict[str, object] = {}
+        if self.refusals:
+            position = min(self.refusals)
+            refusal = self.refusals[position]
+            where = {"topic": self.partition.topic, "partition": self.partition.partition}
+            offset = int(self.frames.offsets[position])
+            example = {"reason": refusal.reason.value, "detail": refusal.detail, **where, "offset": offset}
+        return Summary(
+            self.partition,
+            {model: np.concatenate(stamps) for model, stamps in born.items()},
+            Counter(refusal.reason.value for refusal in self.refusals.values()),
+            example,
+        )
+
+    def mine(self, block: Block) -> slice:
+        """Which of a block's values are of this part."""
+        first, end = np.searchsorted(block.positions, [self.start, self.stop])
+        return slice(int(first), int(end))
 
 
-def size_of(records: Sequence[Record]) -> int:
-    """Bytes of the records' values."""
-    return sum([len(record.value) for record in records if record.value is not None])
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is to be told of a part once it is delivered; small enough to be kept until then.
+
+    Attributes:
+        partition: the input partition.
+        timestamps: of the records that were answered, by model, Unix milliseconds.
+        reasons: how many dead letters for each.
+        example: the first of the dead letters; empty if there is none.
+    """
+
+    partition: TopicPartition
+    timestamps: dict[str, NDArray[np.int64]]
+    reasons: Counter[str]
+    example: dict[str, object]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
+from aiokafka import __version__ as aiokafka_version
 
 from service.errors import BrokerUnusableError, LostProgressError
+from service.streaming import seam
 from service.streaming.at_least_once import AtLeastOnce
 from service.streaming.clients import bounded, close, make_consumer
 from service.streaming.headers import model_of
 from service.streaming.polling import MicroBatch, Poller
 from service.streaming.startup import describe, examine
 from service.streaming.ticker import Ticker
+from service.transform.pipeline import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine
@@ -23,7 +28,14 @@ if TYPE_CHECKING:
     from service.observability.events import Observer
     from service.settings import Settings
     from service.streaming.startup import Topology
-    from service.transform.pipeline import Pipeline
+    from service.transform.frames import Frames
+    from service.transform.pipeline import Pipeline, Work
+
+# The event loop sends heartbeats and answers probes: work goes on to its next step after this long at most, ...
+SLICE_SECONDS: Final = 0.005
+# ... and messages of more bytes that are understood one by one (up to a second for a hostile megabyte) go to a thread,
+# which takes 0.1 ms to begin and gives way to the loop every 5 ms.
+LIGHT_BYTES: Final = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +118,43 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
 
     async def _process(self, batch: MicroBatch) -> None:
         """Transform a micro-batch and hand it over."""
-        observer = self._observer
-        values = [record.value for part in batch.parts for record in part.records]
-        observer.batch_closed(len(values), sum(part.size for part in batch.parts), batch.waited, batch.closed_by)
+        observer, frames = self._observer, batch.frames
+        observer.batch_closed(len(frames), sum(part.size for part in batch.parts), batch.waited, batch.closed_by)
         watch = _Stopwatch()
-        records = (record for part in batch.parts for record in part.records)
-        models = [model_of(record.headers) for record in records] if self._pipeline.needs_models else None
-        outcome = self._pipeline.transform(values, models, watch.mark)
-        start = 0
+        messages = Messages(frames.data, frames.values, frames.lengths, self._models(frames))
+        work = self._pipeline.begin(messages, watch.mark)
+        await self._finish(work)
         for part in batch.parts:
-            stop = start + len(part.records)
-            part.outputs = outcome.outputs[start:stop]
-            part.models = outcome.models[start:stop]
-            part.refusals = {p - start: r for p, r in outcome.refusals.items() if start <= p < stop}
-            start = stop
+            part.blocks = work.blocks
+            part.refusals = {p: r for p, r in work.refusals.items() if part.start <= p < part.stop}
         await self._parts.delivery.deliver(batch.parts, batch.epoch)
         watch.mark("deliver")
-        observer.records_transformed("columnar", outcome.columnar)
-        observer.records_transformed("general", outcome.general)
+        observer.records_transformed("columnar", work.columnar)
+        observer.records_transformed("general", work.general)
         observer.stage_ended("wait", batch.waited)
         for stage, seconds in watch.stages.items():
             observer.stage_ended(stage, seconds)
+
+    async def _finish(self, work: Work) -> None:
+        """Transform, without holding the event loop for long."""
+        resumed = time.monotonic()
+        for _ in work.by_columns():
+            if time.monotonic() - resumed > SLICE_SECONDS:
+                await asyncio.sleep(0)
+                resumed = time.monotonic()
+        if work.bytes_left > LIGHT_BYTES:
+            await asyncio.get_running_loop().run_in_executor(None, work.one_by_one)
+        else:
+            work.one_by_one()
+
+    def _models(self, frames: Frames) -> list[bytes | None] | None:
+        """What the header `model` of each record says, if that matters."""
+        if not self._pipeline.needs_models:
+            return None
+        models: list[bytes | None] = [None] * len(frames)
+        for position in np.flatnonzero(frames.ends - frames.headers > 1).tolist():
+            models[position] = model_of(frames.record(position).headers)
+        return models
 
     # --- group --------------------------------------------------------------------------------
 
@@ -246,15 +274,20 @@ class _Connected:
     def __init__(self, settings: Settings, topology: Topology, observer: Observer) -> None:
         self.topology = topology
         self.consumer = make_consumer(settings)
-        self.delivery = AtLeastOnce(settings, topology, self.consumer, observer)
-        self.poller = Poller(settings, self.consumer, self.delivery, observer)
+        self._whole_batches = settings.kafka.whole_batches and seam.install()
+        if settings.kafka.whole_batches and not self._whole_batches:
+            observer.seam_unfit(aiokafka_version)
+        whole = self._whole_batches
+        self.delivery = AtLeastOnce(settings, topology, self.consumer, observer, whole_batches=whole)
+        self.poller = Poller(settings, self.consumer, self.delivery, observer, whole_batches=whole)
         self.ticker = Ticker(settings, self.consumer, self.delivery, observer)
         self._timeout_ms = settings.kafka.request_timeout_ms
 
     async def start(self) -> None:
         await self.delivery.start()
         try:
-            await bounded(self.consumer.start(), self._timeout_ms)
+            with seam.whole_batches() if self._whole_batches else nullcontext():
+                await bounded(self.consumer.start(), self._timeout_ms)
         except (errors.KafkaError, TimeoutError) as error:
             raise BrokerUnusableError(
                 f"Cannot start a consumer: {describe(error)}", "Check the user's rights on kafka.group_id"

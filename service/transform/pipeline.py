@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from service.transform import byte_rows
+from service.transform.assembly import Block
 from service.transform.columnar import Workspace, transform_columns
 from service.transform.general import transform_one
 from service.transform.layout import Layout, Layouts, learn
@@ -17,7 +19,7 @@ from service.transform.refusals import InvalidMessage, Reason
 from service.transform.softmax import arithmetic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from service.transform.message import Message
 
     Bytes = NDArray[np.uint8]
-
-K = TypeVar("K")
+    Integers = NDArray[np.int64]
+    Mark = Callable[[str], object]
 
 # From so many records of one kind on, a layout is learnt for them (90 us, where one record alone takes 80). Where
 # one is known, it is used for a single record too (50 us).
@@ -51,23 +53,57 @@ class Limits:
     max_classes: int
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What became of a micro-batch; every record is either in `outputs` or in `refusals`.
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """A micro-batch's messages, in one array.
 
     Attributes:
-        outputs: by position, the output; `None` for a refused record.
-        models: by position, the name of the profile that applied; meaningless for a refused record.
+        data: shape (bytes,), uint8.
+        begins: where each begins, shape (messages,), int64.
+        lengths: bytes of each, -1 for a record without a value.
+        models: what each one's header `model` says, `None` where it has none; `None` if it does not matter.
+    """
+
+    data: Bytes
+    begins: Integers
+    lengths: Integers
+    models: Sequence[bytes | None] | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[bytes | None], models: Sequence[bytes | None] | None = None) -> Messages:
+        """The same from single objects."""
+        lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
+        sizes = np.maximum(lengths, 0)
+        data = np.frombuffer(b"".join([value for value in values if value is not None]), np.uint8)
+        return cls(data, np.cumsum(sizes) - sizes, lengths, models)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.lengths)
+
+    def __getitem__(self, position: int) -> bytes:
+        """One message that is there."""
+        begin = int(self.begins[position])
+        return self.data[begin : begin + int(self.lengths[position])].tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of messages, as single objects; each is either in `outputs` or in `refusals`.
+
+    Attributes:
+        outputs: by position, the output; `None` for a refused message.
+        models: by position, the name of the profile that applied; meaningless for a refused message.
         refusals: by position, why.
-        columnar: records that were transformed together with others of their layout.
-        general: records that were transformed one at a time.
+        columnar: messages that were transformed together with others of their layout.
+        general: messages that were transformed one at a time.
     """
 
     outputs: list[bytes | None]
     models: list[str]
-    refusals: dict[int, InvalidMessage] = field(default_factory=dict)
-    columnar: int = 0
-    general: int = 0
+    refusals: dict[int, InvalidMessage]
+    columnar: int
+    general: int
 
 
 class _Key(NamedTuple):
@@ -105,60 +141,114 @@ class Pipeline:
         return self._core.profiles.matter
 
     def transform(
-        self,
-        values: Sequence[bytes | None],
-        models: Sequence[bytes | None] | None = None,
-        mark: Callable[[str], object] = str,
+        self, values: Sequence[bytes | None], models: Sequence[bytes | None] | None = None, mark: Mark = str
     ) -> Outcome:
-        """Transform a micro-batch.
+        """Transform messages that are single objects.
 
-        A record's output does not depend on the others: not on their number, order or content.
+        An output does not depend on the other messages: not on their number, order or content.
 
         Args:
             values: the records' values, `None` for tombstones.
             models: the values of their headers `model`, `None` where one has none.
+            mark: as for `begin`.
+        """
+        work = self.begin(Messages.of(values, models), mark)
+        for _ in work.by_columns():
+            pass
+        work.one_by_one()
+        outputs: list[bytes | None] = [None] * len(values)
+        names = [DEFAULT] * len(values)
+        for block in work.blocks:
+            for position, value in zip(block.positions.tolist(), block.values(), strict=True):
+                outputs[position] = value
+                names[position] = block.model
+        return Outcome(outputs, names, work.refusals, work.columnar, work.general)
+
+    def begin(self, messages: Messages, mark: Mark = str) -> Work:
+        """Begin to transform a micro-batch; the workspace is the work's until it is done.
+
+        Args:
+            messages: the records' values.
             mark: called with the name of a stage (`layout`, `decode`, `softmax`, `encode`,
                 `general`) when a stretch of it ends, so that a caller with a clock can time them.
         """
-        batch = _MicroBatch(self._core, values, models if self.needs_models else None, mark)
-        with arithmetic():
-            for key, positions in batch.by_key():
-                step = max(MIN_TO_LEARN, CHUNK_BYTES // max(key.length, 1))
-                for start in range(0, len(positions), step):
-                    batch.general(batch.columnar(key, positions[start : start + step]))
-        return batch.outcome
+        return Work(self._core, messages, mark)
 
 
-class _MicroBatch:
-    """One micro-batch on its way through."""
+class Work:
+    """One micro-batch on its way through: `by_columns`, then `one_by_one`.
 
-    def __init__(
-        self,
-        core: _Core,
-        values: Sequence[bytes | None],
-        models: Sequence[bytes | None] | None,
-        mark: Callable[[str], object],
-    ) -> None:
-        self.outcome = Outcome([None] * len(values), [DEFAULT] * len(values))
+    Attributes:
+        blocks: the outputs so far.
+        refusals: by position, why; in the end every record is here or in `blocks`.
+        columnar: records that were transformed together with others of their layout.
+        general: records that were transformed one at a time.
+    """
+
+    def __init__(self, core: _Core, messages: Messages, mark: Mark) -> None:
+        """Nothing is done yet."""
+        self.blocks: list[Block] = []
+        self.refusals: dict[int, InvalidMessage] = {}
+        self.columnar = 0
+        self.general = 0
         self._core = core
-        self._values = values
-        self._models = models
+        self._messages = messages
         self._mark = mark
+        self._leftover: list[int] = []
 
-    def by_key(self) -> Iterable[tuple[_Key, list[int]]]:
+    def by_columns(self) -> Iterator[None]:
+        """Transform those that share a layout; yields between steps of about `CHUNK_BYTES`."""
+        for key, positions in self._by_key():
+            step = max(MIN_TO_LEARN, CHUNK_BYTES // max(key.length, 1))
+            for start in range(0, len(positions), step):
+                with arithmetic():
+                    self._leftover += self._columnar(key, positions[start : start + step])
+                yield
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes of the messages that `one_by_one` has to look at."""
+        return int(self._messages.lengths[self._leftover].sum()) if self._leftover else 0
+
+    def one_by_one(self) -> None:
+        """Transform what is left; any one message may take long."""
+        with arithmetic():
+            for position in self._leftover:
+                try:
+                    message = self._parse(position)
+                    content = np.frombuffer(transform_one(message, self._core.workspace), np.uint8)[None]
+                    self.blocks.append(Block(np.array([position]), content, None, message.selected.name))
+                    self.general += 1
+                except InvalidMessage as refusal:
+                    self.refusals[position] = refusal.alone()
+        if self._leftover:
+            self._mark("general")
+        self._leftover = []
+
+    def _by_key(self) -> Iterator[tuple[_Key, Integers]]:
         """Positions of the records that may be transformed, grouped by key; the others are refused."""
-        lengths = [-1 if value is None else len(value) for value in self._values]
-        groups: Mapping[tuple[int, str | None], list[int]]
-        if self._models is None:
-            groups = {(length, DEFAULT): positions for length, positions in _grouped(lengths).items()}
-        else:
-            groups = _grouped(list(zip(lengths, self._header_models(self._models), strict=True)))
-        self._mark("layout")
-        for (length, model), positions in groups.items():
-            if not 0 <= length <= self._core.limits.max_message_bytes:
-                self._refuse_length(length, positions)
+        everything = np.arange(len(self._messages))
+        for length, group in byte_rows.groups(self._messages.lengths + 1):
+            positions = everything[group]
+            if 0 < length <= self._core.limits.max_message_bytes + 1:
+                for model, some in self._by_model(positions):
+                    yield _Key(length - 1, model), some
             else:
-                yield _Key(length, model), positions
+                self._refuse_length(length - 1, positions.tolist())
+
+    def _by_model(self, positions: Integers) -> Iterable[tuple[str | None, Integers]]:
+        """The same grouped by the profile that the header selects."""
+        models = self._messages.models if self._core.profiles.matter else None
+        if models is None:
+            return [(DEFAULT, positions)]
+        groups: defaultdict[bytes | None, list[int]] = defaultdict(list)
+        for position in positions.tolist():
+            groups[models[position]].append(position)
+        by_profile: defaultdict[str | None, list[int]] = defaultdict(list)
+        for header, some in groups.items():
+            selected = self._core.profiles.select(None, header)
+            by_profile[None if selected.refused else selected.name] += some
+        return [(model, np.array(sorted(some))) for model, some in by_profile.items()]
 
     def _refuse_length(self, length: int, positions: list[int]) -> None:
         longest = self._core.limits.max_message_bytes
@@ -167,16 +257,14 @@ class _MicroBatch:
             if length < 0
             else InvalidMessage(Reason.TOO_LARGE, f"{length} bytes are more than limits.max_message_bytes = {longest}")
         )
-        self.outcome.refusals |= dict.fromkeys(positions, refusal)
+        self.refusals |= dict.fromkeys(positions, refusal)
 
-    def columnar(self, key: _Key, positions: list[int]) -> list[int]:
+    def _columnar(self, key: _Key, left: Integers) -> list[int]:
         """Transform those with one key that share a layout; return the positions left over."""
         known = self._core.layouts.of(key)
-        if not known and len(positions) < MIN_TO_LEARN:
-            return positions
-        joined = b"".join([self._values[position] for position in positions])  # type: ignore[misc]
-        records = np.frombuffer(joined, np.uint8).reshape(len(positions), key.length)
-        left = np.asarray(positions)
+        if not known and len(left) < MIN_TO_LEARN:
+            return [int(position) for position in left]
+        records = byte_rows.take(self._messages.data, self._messages.begins[left], key.length)
         leftover: list[int] = []
         for layout in known:
             records, left = self._apply(key, layout, records, left, leftover)
@@ -192,31 +280,10 @@ class _MicroBatch:
         self._mark("layout")
         return sorted([*leftover, *left.tolist()])
 
-    def general(self, positions: Sequence[int]) -> None:
-        """Transform records one at a time."""
-        outcome = self.outcome
-        for position in positions:
-            try:
-                message = self._parse(position)
-                outcome.outputs[position] = transform_one(message, self._core.workspace)
-                outcome.models[position] = message.selected.name
-                outcome.general += 1
-            except InvalidMessage as refusal:
-                outcome.refusals[position] = refusal.alone()
-        if positions:
-            self._mark("general")
-
-    def _header_models(self, headers: Sequence[bytes | None]) -> Iterable[str | None]:
-        """For each record, the profile that its header selects."""
-        selected = {header: self._core.profiles.select(None, header) for header in set(headers)}
-        names = {header: None if found.refused else found.name for header, found in selected.items()}
-        return [names[header] for header in headers]
-
     def _parse(self, position: int) -> Message:
-        value, model = self._values[position], self._models[position] if self._models else None
-        if value is None:
-            raise AssertionError(position)
-        return parse(value, model, self._core.profiles, self._core.limits.max_classes)
+        models = self._messages.models if self._core.profiles.matter else None
+        model = models[position] if models else None
+        return parse(self._messages[position], model, self._core.profiles, self._core.limits.max_classes)
 
     def _lesson(self, position: int) -> Layout | None:
         try:
@@ -225,8 +292,8 @@ class _MicroBatch:
             return None
 
     def _apply(
-        self, key: _Key, layout: Layout, records: Bytes, positions: NDArray[np.intp], leftover: list[int]
-    ) -> tuple[Bytes, NDArray[np.intp]]:
+        self, key: _Key, layout: Layout, records: Bytes, positions: Integers, leftover: list[int]
+    ) -> tuple[Bytes, Integers]:
         """Transform the records that meet `layout`; return the others.
 
         Records that meet it and whose values have no distribution go to `leftover`: the general
@@ -245,39 +312,19 @@ class _MicroBatch:
         done = 0
         for outputs in transform_columns(mine, layout, self._core.workspace, self._mark):
             following = done + len(outputs.content)
-            self._place(outputs, at[done:following].tolist(), layout.model, leftover)
+            self._keep(outputs, at[done:following], layout.model, leftover)
             done = following
             self._mark("encode")
         return others, left
 
-    def _place(self, outputs: Outputs, positions: list[int], model: str, leftover: list[int]) -> None:
-        """Put each row into its record's place."""
-        outcome = self.outcome
-        width = outputs.content.shape[1]
-        blob = outputs.content.tobytes()
-        begins = range(0, len(blob), width)
-        if outputs.lengths is None:
-            rows = [blob[begin : begin + width] for begin in begins]
+    def _keep(self, outputs: Outputs, positions: Integers, model: str, leftover: list[int]) -> None:
+        """Copy outputs out of the workspace, but for those that are none."""
+        content, lengths = outputs.content, outputs.lengths
+        if outputs.valid is None:
+            content = content.copy()
         else:
-            rows = [blob[b : b + length] for b, length in zip(begins, outputs.lengths.tolist(), strict=True)]
-        if outputs.valid is not None:
-            valid = outputs.valid.tolist()
-            leftover += [position for position, ok in zip(positions, valid, strict=True) if not ok]
-            positions = [position for position, ok in zip(positions, valid, strict=True) if ok]
-            rows = [row for row, ok in zip(rows, valid, strict=True) if ok]
-        outcome.columnar += len(rows)
-        for position, row in zip(positions, rows, strict=True):
-            outcome.outputs[position] = row
-        if model != DEFAULT:
-            for position in positions:
-                outcome.models[position] = model
-
-
-def _grouped(keys: Sequence[K]) -> dict[K, list[int]]:
-    """The positions of each key, in order of first appearance."""
-    if keys and keys.count(keys[0]) == len(keys):  # mostly so
-        return {keys[0]: list(range(len(keys)))}
-    groups: defaultdict[K, list[int]] = defaultdict(list)
-    for position, key in enumerate(keys):
-        groups[key].append(position)
-    return groups
+            leftover += positions[~outputs.valid].tolist()
+            positions, content = positions[outputs.valid], content[outputs.valid]
+            lengths = None if lengths is None else lengths[outputs.valid]
+        self.columnar += len(positions)
+        self.blocks.append(Block(positions, content, lengths, model))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
 import service
 from service.streaming.headers import HeaderPolicy, without_value
+from service.transform.frames import Record
 from service.transform.refusals import InvalidMessage, Reason
 
 if TYPE_CHECKING:
@@ -19,20 +20,12 @@ if TYPE_CHECKING:
 
 Header = tuple[str, bytes | None]
 
+PARTITION: Final = TopicPartition("logits", 2)
 REFUSAL: Final = InvalidMessage(Reason.NAN, "element 3 is NaN")
 
 
-@dataclass
-class FakeRecord:
-    """What aiokafka's consumer would return."""
-
-    topic: str = "logits"
-    partition: int = 2
-    offset: int = 41
-    timestamp: int = 1_700_000_000_123
-    key: bytes | None = b"k"
-    value: bytes | None = b"v"
-    headers: Sequence[Header] = field(default_factory=list)
+def record(offset: int = 41, headers: Sequence[Header] = (), timestamp: int = 1_700_000_000_123) -> Record:
+    return Record(offset, timestamp, b"k", b"v", tuple(headers))
 
 
 def policy(*drop: str) -> HeaderPolicy:
@@ -41,7 +34,7 @@ def policy(*drop: str) -> HeaderPolicy:
 
 def attempt_of(headers: Sequence[Header]) -> bytes | None:
     """The attempt that a dead letter of a record with these headers names."""
-    letter = policy().of_dead_letter(FakeRecord(headers=headers), REFUSAL)
+    letter = policy().of_dead_letter(PARTITION, record(headers=headers), REFUSAL)
     (attempt,) = [value for name, value in letter if name == "softmax-error-attempt"]
     return attempt
 
@@ -111,8 +104,8 @@ def test_each_of_several_patterns_drops() -> None:
 
 
 def test_a_dead_letter_carries_the_record_s_headers_and_then_exactly_those_documented() -> None:
-    record = FakeRecord(headers=[("trace", b"1"), ("empty", None), ("trace", b"2")])
-    assert policy().of_dead_letter(record, REFUSAL) == [
+    refused = record(headers=[("trace", b"1"), ("empty", None), ("trace", b"2")])
+    assert policy().of_dead_letter(PARTITION, refused, REFUSAL) == [
         ("trace", b"1"),
         ("empty", None),
         ("trace", b"2"),
@@ -135,25 +128,29 @@ def test_a_dead_letter_carries_the_record_s_headers_and_then_exactly_those_docum
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_is_named_as_it_is_spelt(reason: Reason) -> None:
-    headers = dict(policy().of_dead_letter(FakeRecord(), InvalidMessage(reason, "")))
+    headers = dict(policy().of_dead_letter(PARTITION, record(), InvalidMessage(reason, "")))
     assert headers["softmax-error-reason"] == reason.value.encode() == reason.name.lower().encode()
 
 
 def test_a_dead_letter_keeps_the_headers_that_outputs_drop() -> None:
-    letter = policy("ce_*").of_dead_letter(FakeRecord(headers=[("ce_type", b"x")]), REFUSAL)
+    letter = policy("ce_*").of_dead_letter(PARTITION, record(headers=[("ce_type", b"x")]), REFUSAL)
     assert letter[0] == ("ce_type", b"x")
 
 
 def test_headers_of_an_earlier_refusal_are_replaced_not_repeated() -> None:
-    first = policy().of_dead_letter(FakeRecord(offset=1), REFUSAL)
-    second = policy().of_dead_letter(FakeRecord(offset=2, headers=[("a", b"1"), *without_value(first, b"v")]), REFUSAL)
+    first = policy().of_dead_letter(PARTITION, record(offset=1), REFUSAL)
+    second = policy().of_dead_letter(
+        PARTITION, record(offset=2, headers=[("a", b"1"), *without_value(first, b"v")]), REFUSAL
+    )
     names = [name for name, _ in second]
     assert names == ["a", *(name for name, _ in first)]
     assert dict(second)["softmax-error-offset"] == b"2"
 
 
 def test_text_of_any_script_is_utf_8() -> None:
-    headers = dict(HeaderPolicy((), "größe-数").of_dead_letter(FakeRecord(), InvalidMessage(Reason.NAN, "naïve")))
+    headers = dict(
+        HeaderPolicy((), "größe-数").of_dead_letter(PARTITION, record(), InvalidMessage(Reason.NAN, "naïve"))
+    )
     assert headers["softmax-error-group"] == "größe-数".encode()
     assert headers["softmax-error-message"] == "naïve".encode()
 
@@ -161,7 +158,7 @@ def test_text_of_any_script_is_utf_8() -> None:
 def test_the_attempt_counts_up_with_every_replay() -> None:
     headers: list[Header] = []
     for expected in (b"1", b"2", b"3"):
-        headers = policy().of_dead_letter(FakeRecord(headers=headers), REFUSAL)
+        headers = policy().of_dead_letter(PARTITION, record(headers=headers), REFUSAL)
         assert dict(headers)["softmax-error-attempt"] == expected
 
 

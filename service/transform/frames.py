@@ -1,0 +1,228 @@
+"""The records of record batches as columns: where in their bytes keys, values and headers lie.
+
+A record is: its length, attributes, timestamp delta, offset delta, the key's length, the key, the
+value's length, the value, the number of headers, the headers. See "Record" in Kafka's documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from service.transform import varints
+from service.transform.record_batch import CorruptBatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from service.transform.record_batch import Buffer, RecordBatch
+
+    Bytes = NDArray[np.uint8]
+    Integers = NDArray[np.int64]
+
+# How far a record with a length of two (three) bytes reaches, by the first of them; the next byte counts 64
+# each (the last one 8192). Looking it up is what makes the only loop over single records cheap (0.1 us each).
+_REACH_2: Final = tuple(((byte & 0x7F) >> 1) + 2 for byte in range(256))
+_REACH_3: Final = tuple(((byte & 0x7F) >> 1) + 3 for byte in range(256))
+
+
+class Record(NamedTuple):
+    """One record.
+
+    Attributes:
+        offset: of the input partition.
+        timestamp: Unix milliseconds, -1 for none.
+        key: `None` for none.
+        value: `None` for none.
+        headers: names and values; names that are not UTF-8 have surrogates in them.
+    """
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Where the parts of records lie in `data`; all other arrays have shape (records,) and dtype int64.
+
+    Attributes:
+        data: shape (bytes,), uint8.
+        offsets: of the input partition.
+        timestamps: Unix milliseconds, -1 for none.
+        keys: where the length of the key begins.
+        value_tags: where the key ends and the length of the value begins.
+        values: where the value begins.
+        lengths: bytes of the value, -1 for none.
+        headers: where the number of headers begins.
+        ends: where the record ends.
+    """
+
+    data: Bytes
+    offsets: Integers
+    timestamps: Integers
+    keys: Integers
+    value_tags: Integers
+    values: Integers
+    lengths: Integers
+    headers: Integers
+    ends: Integers
+
+    def __len__(self) -> int:
+        """How many records."""
+        return len(self.offsets)
+
+    @classmethod
+    def of(cls, batches: Sequence[RecordBatch]) -> Frames:
+        """Find the records of batches, of whatever partitions, one batch after another.
+
+        Raises:
+            CorruptBatchError: they are not what the batch says.
+        """
+        joined = batches[0].records if len(batches) == 1 else b"".join([batch.records for batch in batches])
+        data = np.frombuffer(joined, np.uint8)
+        begins: list[Integers] = []
+        start = 0
+        for batch in batches:
+            end = start + len(batch.records)
+            begins.append(_begins(joined, data, start, end, batch.count))
+            start = end
+        try:
+            return cls._located(data, np.concatenate(begins), batches)
+        except IndexError:
+            raise CorruptBatchError("a record reaches beyond its batch") from None
+
+    @classmethod
+    def _located(cls, data: Bytes, begins: Integers, batches: Sequence[RecordBatch]) -> Frames:
+        counts = [batch.count for batch in batches]
+        length, at = varints.read(data, begins)
+        ends = at + length
+        timestamps, at = varints.read(data, at + 1)  # behind the attributes, which mean nothing yet
+        offsets, keys = varints.read(data, at)
+        length, key = varints.read(data, keys)
+        value_tags = key + np.maximum(length, 0)
+        lengths, values = varints.read(data, value_tags)
+        offsets += np.repeat([batch.base_offset for batch in batches], counts)
+        timestamps += np.repeat([batch.base_timestamp for batch in batches], counts)
+        if any(batch.append_time is not None for batch in batches):
+            set_by_broker = np.repeat([batch.append_time is not None for batch in batches], counts)
+            append_times = np.repeat([batch.max_timestamp for batch in batches], counts)
+            timestamps = np.where(set_by_broker, append_times, timestamps)
+        headers = values + np.maximum(lengths, 0)
+        if not np.all(headers < ends) or not np.all(data[ends - 1][headers + 1 == ends] == 0):
+            raise CorruptBatchError("a record does not end where its headers do")
+        return cls(data, offsets, timestamps, keys, value_tags, values, lengths, headers, ends)
+
+    def select(self, some: Any) -> Frames:
+        """The records that an index of numpy's selects; the data are the same."""
+        return Frames(
+            self.data,
+            self.offsets[some],
+            self.timestamps[some],
+            self.keys[some],
+            self.value_tags[some],
+            self.values[some],
+            self.lengths[some],
+            self.headers[some],
+            self.ends[some],
+        )
+
+    def key(self, position: int) -> bytes | None:
+        """The key of one record."""
+        length, start = varints.decode(self.data.data, int(self.keys[position]))
+        return None if length < 0 else self.data[start : start + length].tobytes()
+
+    def value(self, position: int) -> bytes | None:
+        """The value of one record."""
+        start, length = int(self.values[position]), int(self.lengths[position])
+        return None if length < 0 else self.data[start : start + length].tobytes()
+
+    def record(self, position: int) -> Record:
+        """One record as an object."""
+        headers = self.data[int(self.headers[position]) : int(self.ends[position])].tobytes()
+        return Record(
+            int(self.offsets[position]),
+            int(self.timestamps[position]),
+            self.key(position),
+            self.value(position),
+            () if headers == b"\0" else tuple(_headers(headers)),
+        )
+
+
+def _begins(joined: Buffer, data: Bytes, start: int, end: int, count: int) -> Integers:
+    """Where each of `count` records begins.
+
+    A batch's records are mostly of lengths that take the same number of bytes. That is guessed from
+    the first one and proved afterwards for all.
+    """
+    size = varints.decode(joined, start)[1] - start if count else 0
+    if size in (2, 3):
+        try:
+            found, reached = (_two_bytes if size == 2 else _three_bytes)(joined, start, count)
+        except IndexError:
+            reached = -1
+        if reached == end:
+            begins = np.array(found, np.int64)
+            continued = [data[begins + place] > 0x7F for place in range(size)]
+            if np.all(continued[:-1]) and not np.any(continued[-1]):
+                return begins
+    return np.array(_any_bytes(joined, start, end, count), np.int64)
+
+
+def _two_bytes(data: Buffer, at: int, count: int) -> tuple[list[int], int]:
+    """Where records begin whose lengths take two bytes each, if they do; and where the last one ends."""
+    reach = _REACH_2
+    begins = [at, *[at := at + reach[data[at]] + (data[at + 1] << 6) for _ in range(count)]]
+    return begins, begins.pop()
+
+
+def _three_bytes(data: Buffer, at: int, count: int) -> tuple[list[int], int]:
+    """The same for three bytes each."""
+    reach = _REACH_3
+    begins = [
+        at,
+        *[at := at + reach[data[at]] + ((data[at + 1] & 0x7F) << 6) + (data[at + 2] << 13) for _ in range(count)],
+    ]
+    return begins, begins.pop()
+
+
+def _any_bytes(data: Buffer, at: int, end: int, count: int) -> list[int]:
+    """Where each record begins, whatever their lengths.
+
+    Raises:
+        CorruptBatchError: the batch does not consist of so many records.
+    """
+    begins = []
+    try:
+        for _ in range(count):
+            begins.append(at)
+            length, at = varints.decode(data, at)
+            at += max(length, 0)
+    except IndexError:
+        at = -1
+    if at != end:
+        raise CorruptBatchError(f"the batch does not consist of {count} records")
+    return begins
+
+
+def _headers(data: bytes) -> list[tuple[str, bytes | None]]:
+    """Names and values, from the number of headers on."""
+    try:
+        count, at = varints.decode(data, 0)
+        found: list[tuple[str, bytes | None]] = []
+        for _ in range(count):
+            length, at = varints.decode(data, at)
+            name = data[at : at + length]
+            at += length
+            length, at = varints.decode(data, at)
+            found.append((name.decode("utf-8", "surrogateescape"), None if length < 0 else data[at : at + length]))
+            at += max(length, 0)
+    except IndexError:
+        raise CorruptBatchError("a header reaches beyond its record") from None
+    return found

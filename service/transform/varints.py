@@ -1,0 +1,90 @@
+"""Kafka's integers of variable length: zigzag, seven bits a byte, the low ones first; single and by columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Integers = NDArray[np.int64]
+
+LONGEST: Final = 10
+# A zigzag number below EDGES[i] takes at most i + 1 bytes.
+_EDGES: Final = np.array([1 << 7 * size for size in range(1, 9)])
+
+
+def encode(value: int) -> bytes:
+    """One integer of at most 64 bits."""
+    rest = (value << 1) ^ (value >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def decode(data: Sequence[int], at: int) -> tuple[int, int]:
+    """The integer that begins at `at`, and where the next thing begins.
+
+    Raises:
+        IndexError: it reaches beyond the data.
+    """
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), at
+        shift += 7
+
+
+def read(data: Bytes, at: Integers) -> tuple[Integers, Integers]:
+    """The integers that begin at each of `at`, and where they end; both of its shape.
+
+    Raises:
+        IndexError: one reaches beyond the data, or is longer than any.
+    """
+    byte = data[at]
+    value = (byte & 0x7F).astype(np.int64)
+    following = at + 1
+    longer = np.flatnonzero(byte & 0x80)
+    shift = 7
+    while len(longer):
+        if shift >= 7 * LONGEST:
+            raise IndexError(shift)
+        byte = data[following[longer]]
+        value[longer] |= (byte & 0x7F).astype(np.int64) << shift
+        following[longer] += 1
+        longer = longer[byte > 0x7F]
+        shift += 7
+    return (value >> 1) ^ -(value & 1), following
+
+
+def sizes(values: Integers) -> Integers:
+    """How many bytes each integer takes."""
+    size: Any = np.searchsorted(_EDGES, _zigzag(values), side="right") + 1
+    return np.asarray(size, np.int64)
+
+
+def rows(values: Integers, size: Integers) -> Bytes:
+    """Each integer in a row, shape (values, longest); only its first `size` bytes are its own."""
+    rest, longest = _zigzag(values), int(size.max())
+    out = np.empty((len(values), longest), np.uint8)
+    for place in range(longest):
+        out[:, place] = rest & 0x7F
+        if place + 1 < longest:
+            out[:, place] |= (size > place + 1).astype(np.uint8) << 7
+            rest >>= 7
+    return out
+
+
+def _zigzag(values: Integers) -> Integers:
+    return (values << 1) ^ (values >> 63)
