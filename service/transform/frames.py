@@ -15,7 +15,7 @@ from service.transform import varints
 from service.transform.record_batch import CorruptBatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Integers = NDArray[np.int64]
 
+# So many records are looked at one by one (3 us each) rather than by columns (70 us, and 0.05 each).
+FEW: Final = 24
 # How far a record with a length of two (three) bytes reaches, by the first of them; the next byte counts 64
 # each (the last one 8192). Looking it up is what makes the only loop over single records cheap (0.1 us each).
 _REACH_2: Final = tuple(((byte & 0x7F) >> 1) + 2 for byte in range(256))
@@ -87,19 +89,41 @@ class Frames:
         """
         joined = batches[0].records if len(batches) == 1 else b"".join([batch.records for batch in batches])
         data = np.frombuffer(joined, np.uint8)
-        begins: list[Integers] = []
-        start = 0
-        for batch in batches:
-            end = start + len(batch.records)
-            begins.append(_begins(joined, data, start, end, batch.count))
-            start = end
         try:
-            return cls._located(data, np.concatenate(begins), batches)
+            if sum([batch.count for batch in batches]) <= FEW:
+                return cls._singly(joined, data, batches)
+            begins = np.concatenate([_begins(joined, data, *place) for place in _places(batches)])
+            return cls._located(data, begins, batches)
         except IndexError:
             raise CorruptBatchError("a record reaches beyond its batch") from None
 
     @classmethod
+    def _singly(cls, joined: Buffer, data: Bytes, batches: Sequence[RecordBatch]) -> Frames:
+        """Record by record, which numpy is too slow to begin with for a few."""
+        rows: list[tuple[int, ...]] = []
+        for batch, (start, stop, count) in zip(batches, _places(batches), strict=True):
+            append_time, begin = batch.append_time, start
+            for _ in range(count):
+                length, attributes = varints.decode(joined, begin)
+                end = attributes + length
+                stamp, following = varints.decode(joined, attributes + 1)
+                offset, keys = varints.decode(joined, following)
+                length, key = varints.decode(joined, keys)
+                value_tag = key + max(length, 0)
+                length, value = varints.decode(joined, value_tag)
+                headers = value + max(length, 0)
+                if not headers < end <= stop or (headers + 1 == end and joined[headers]):
+                    raise CorruptBatchError("a record does not end where its headers do")
+                timestamp = batch.base_timestamp + stamp if append_time is None else append_time
+                rows.append((batch.base_offset + offset, timestamp, keys, value_tag, value, length, headers, end))
+                begin = end
+            if begin != stop:
+                raise CorruptBatchError(f"the batch does not consist of {count} records")
+        return cls(data, *np.array(rows, np.int64).reshape(-1, 8).T.copy())
+
+    @classmethod
     def _located(cls, data: Bytes, begins: Integers, batches: Sequence[RecordBatch]) -> Frames:
+        """By columns."""
         counts = [batch.count for batch in batches]
         length, at = varints.read(data, begins)
         ends = at + length
@@ -115,7 +139,7 @@ class Frames:
             append_times = np.repeat([batch.max_timestamp for batch in batches], counts)
             timestamps = np.where(set_by_broker, append_times, timestamps)
         headers = values + np.maximum(lengths, 0)
-        if not np.all(headers < ends) or not np.all(data[ends - 1][headers + 1 == ends] == 0):
+        if not (headers < ends).all() or data[ends - 1][headers + 1 == ends].any():
             raise CorruptBatchError("a record does not end where its headers do")
         return cls(data, offsets, timestamps, keys, value_tags, values, lengths, headers, ends)
 
@@ -155,13 +179,22 @@ class Frames:
         )
 
 
+def _places(batches: Sequence[RecordBatch]) -> Iterator[tuple[int, int, int]]:
+    """Where the records of each batch begin and end when they are joined, and how many they are."""
+    start = 0
+    for batch in batches:
+        stop = start + len(batch.records)
+        yield start, stop, batch.count
+        start = stop
+
+
 def _begins(joined: Buffer, data: Bytes, start: int, end: int, count: int) -> Integers:
     """Where each of `count` records begins.
 
     A batch's records are mostly of lengths that take the same number of bytes. That is guessed from
     the first one and proved afterwards for all.
     """
-    size = varints.decode(joined, start)[1] - start if count else 0
+    size = varints.decode(joined, start)[1] - start if count > FEW else 0
     if size in (2, 3):
         try:
             found, reached = (_two_bytes if size == 2 else _three_bytes)(joined, start, count)

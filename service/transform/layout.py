@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_STRUCTURE: Final = 4096
 # All layouts together: a thousand and more of everyday messages.
 MAX_REMEMBERED: Final = 4 << 20
+# Kinds of messages that came alone, so that they are known when they come again.
+MAX_SIGHTINGS: Final = 4096
 # What a layout takes beside its bytes, and for each of its tensors.
 ENTRY_BYTES: Final = 2048
 PART_BYTES: Final = 1024
@@ -229,6 +231,7 @@ class Layouts:
         self._max_bytes = max_bytes
         self._per_key = per_key
         self._by_key: OrderedDict[Hashable, list[Layout]] = OrderedDict()
+        self._sightings: OrderedDict[Hashable, int] = OrderedDict()
         self._bytes = 0
 
     def of(self, key: Hashable) -> list[Layout]:
@@ -238,6 +241,14 @@ class Layouts:
             return []
         self._by_key.move_to_end(key)
         return list(known)
+
+    def second_sight(self, key: Hashable) -> bool:
+        """Whether messages with `key`, none of whose layouts is known, are met for the second time."""
+        sightings = self._sightings.pop(key, 0) + 1
+        self._sightings[key] = sightings
+        if len(self._sightings) > MAX_SIGHTINGS:
+            self._sightings.popitem(last=False)
+        return sightings == 2
 
     def use(self, key: Hashable, layout: Layout) -> None:
         """Note that messages with `key` have met `layout`."""

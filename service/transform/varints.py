@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
 
 LONGEST: Final = 10
+# The commonest ones, encoded.
+_SHORT: Final = tuple(bytes([2 * value]) for value in range(64))
 # A zigzag number below EDGES[i] takes at most i + 1 bytes.
 _EDGES: Final = np.array([1 << 7 * size for size in range(1, 9)])
 
 
 def encode(value: int) -> bytes:
     """One integer of at most 64 bits."""
+    if 0 <= value < len(_SHORT):
+        return _SHORT[value]
     rest = (value << 1) ^ (value >> 63)
     out = bytearray()
     while rest > 0x7F:
@@ -36,7 +40,11 @@ def decode(data: Sequence[int], at: int) -> tuple[int, int]:
     Raises:
         IndexError: it reaches beyond the data.
     """
-    value = shift = 0
+    byte = data[at]
+    at += 1
+    if byte < 0x80:  # mostly
+        return (byte >> 1) ^ -(byte & 1), at
+    value, shift = byte & 0x7F, 7
     while True:
         byte = data[at]
         at += 1
