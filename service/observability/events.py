@@ -88,10 +88,18 @@ class Observers(Observer):
         """Tell these, in this order."""
         for name in vars(Observer):
             if not name.startswith("_"):
-                setattr(self, name, _fan_out([getattr(observer, name) for observer in observers]))
+                # Who overrides nothing hears nothing: events come thousands of times a second.
+                setattr(self, name, _fan_out([getattr(o, name) for o in observers if _listens(o, name)]))
+
+
+def _listens(observer: Observer, name: str) -> bool:
+    return name in vars(observer) or getattr(type(observer), name) is not getattr(Observer, name)
 
 
 def _fan_out(listeners: list[Any]) -> Any:
+    if len(listeners) == 1:
+        return listeners[0]
+
     def tell(*args: object, **kwargs: object) -> None:
         for listener in listeners:
             listener(*args, **kwargs)

@@ -7,7 +7,10 @@ into a histogram with one `searchsorted` and one `bincount`, and a custom collec
 from __future__ import annotations
 
 import platform
+from bisect import bisect_left
 from collections import defaultdict
+from itertools import accumulate
+from operator import add
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -25,8 +28,10 @@ from service.observability.events import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
+# Counting so many values one by one is quicker than beginning with numpy.
+FEW: Final = 16
 PREFIX: Final = "softmax_"
 
 # An exact bound at each latency objective on offer: 0.05, 0.1, 0.25, 0.5 and 1 s.
@@ -55,28 +60,41 @@ class Histogram:
     def __init__(self, name: str, help_text: str, bounds: Sequence[float], labels: Sequence[str] = ()) -> None:
         """Make a histogram with these upper bounds, ascending and without +Inf."""
         self._name, self._help, self._labels = PREFIX + name, help_text, labels
-        self._bounds = np.asarray(bounds, np.float64)
-        self._names = [*(repr(float(bound)) for bound in bounds), "+Inf"]
-        self._counts: dict[tuple[str, ...], NDArray[np.int64]] = {}
+        self._bounds = [float(bound) for bound in bounds]
+        self._names = [*map(repr, self._bounds), "+Inf"]
+        self._counts: dict[tuple[str, ...], list[int]] = {}
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         if not labels:
-            self._counts[()] = np.zeros(len(self._names), np.int64)
+            self._counts[()] = [0] * len(self._names)
 
-    def observe(self, values: ArrayLike, *labels: str) -> None:
-        """Count all `values` at once."""
-        observed = np.atleast_1d(np.asarray(values, np.float64))
-        counts = np.bincount(np.searchsorted(self._bounds, observed), minlength=len(self._names))
-        known = self._counts.get(labels)
-        self._counts[labels] = counts if known is None else known + counts
-        self._sums[labels] += float(observed.sum())
+    def observe(self, value: float, *labels: str) -> None:
+        """Count one value."""
+        self._of(labels)[bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += float(value)
+
+    def observe_all(self, values: NDArray[np.float64], *labels: str) -> None:
+        """Count many values at once."""
+        counts = self._of(labels)
+        if len(values) <= FEW:
+            for value in values.tolist():
+                self.observe(value, *labels)
+            return
+        found = np.bincount(np.searchsorted(self._bounds, values), minlength=len(counts)).tolist()
+        counts[:] = map(add, counts, found)
+        self._sums[labels] += float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """Render for the registry."""
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         for labels, counts in list(self._counts.items()):
-            buckets = list(zip(self._names, np.cumsum(counts).tolist(), strict=True))
-            family.add_metric(labels, buckets, self._sums[labels])
+            family.add_metric(labels, list(zip(self._names, accumulate(counts), strict=True)), self._sums[labels])
         yield family
+
+    def _of(self, labels: tuple[str, ...]) -> list[int]:
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = [0] * len(self._names)
+        return counts
 
 
 class Values:
@@ -206,7 +224,7 @@ class Metrics(Observer, Collector):
     def outputs_acknowledged(self, model: str, latencies: NDArray[np.float64]) -> None:
         """See `Observer`."""
         self.clock_skew.add(int(np.count_nonzero(latencies < 0)))
-        self.end_to_end_latency.observe(np.maximum(latencies, 0), model)
+        self.end_to_end_latency.observe_all(np.maximum(latencies, 0), model)
 
     def in_flight(self, records: int, size: int) -> None:
         """See `Observer`."""

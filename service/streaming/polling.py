@@ -165,6 +165,10 @@ class Poller:
                 records += taken[-1][1].count
                 size += taken[-1][1].size
             frames, parts = self._read(taken)
+            if records <= self._policy.max_records and size <= self._policy.max_bytes:
+                why = "records" if records == self._policy.max_records else "bytes"
+                yield MicroBatch(frames, parts, epoch, waited, why if queue else closed_by)
+                continue
             for start, stop, why in self._policy.cuts(np.maximum(frames.lengths, 0)):
                 last = stop == len(frames)
                 piece = frames.select(slice(start, stop))
@@ -182,20 +186,21 @@ class Poller:
             raise BrokerUnusableError(
                 f"A record batch cannot be read: {error} (among {where})", "Move the group's offset past it"
             ) from error
-        owners = np.repeat(np.arange(len(taken)), [batch.count for batch in read])
-        wanted = frames.offsets >= np.array([batch.position for _, batch in taken])[owners]
-        if not wanted.all():
-            frames, owners = frames.select(wanted), owners[wanted]
+        counts = [batch.count for batch in read]
+        if any(batch.position > whole.base_offset for (_, batch), whole in zip(taken, read, strict=True)):
+            wanted = frames.offsets >= np.repeat([batch.position for _, batch in taken], counts)
+            owners = np.repeat(np.arange(len(taken)), counts)[wanted]
+            counts = np.bincount(owners, minlength=len(taken)).tolist()
+            frames = frames.select(wanted)
         parts: list[Part] = []
         start = 0
-        for index, (partition, batch) in enumerate(taken):
-            stop = start + int(np.count_nonzero(owners == index))
-            if parts and parts[-1].partition == partition:
-                parts[-1].stop, parts[-1].next_offset = stop, batch.next_offset
-            else:
-                parts.append(Part(partition, frames, start, stop, batch.next_offset))
-            start = stop
+        for (partition, batch), count in zip(taken, counts, strict=True):
+            if not parts or parts[-1].partition != partition:
+                parts.append(Part(partition, frames, start, start, batch.next_offset))
+            start += count
+            parts[-1].stop, parts[-1].next_offset = start, batch.next_offset
         for part in parts:
+            part.size = frames.value_bytes(part.start, part.stop)
             self._observer.records_consumed(part.partition.topic, part.partition.partition, len(part))
         return frames, parts
 

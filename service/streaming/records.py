@@ -85,7 +85,7 @@ class Part:
         if first >= end and not (last and len(self) == 0):
             return None
         next_offset = self.next_offset if end == self.stop else int(self.frames.offsets[end - 1]) + 1
-        size = int(np.maximum(self.frames.lengths[first:end], 0).sum())
+        size = self.frames.value_bytes(first, end)
         return Part(self.partition, frames, first - start, max(end, first) - start, next_offset, size)
 
     def record(self, position: int) -> Record:
@@ -126,7 +126,10 @@ class Part:
 
     def mine(self, block: Block) -> slice:
         """Which of a block's values are of this part."""
-        first, end = np.searchsorted(block.positions, [self.start, self.stop])
+        positions = block.positions
+        if positions[0] >= self.start and positions[-1] < self.stop:
+            return slice(None)
+        first, end = np.searchsorted(positions, [self.start, self.stop])
         return slice(int(first), int(end))
 
 

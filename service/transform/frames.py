@@ -157,6 +157,10 @@ class Frames:
             self.ends[some],
         )
 
+    def value_bytes(self, start: int, stop: int) -> int:
+        """Bytes of some of the records' values."""
+        return int(np.maximum(self.lengths[start:stop], 0).sum())
+
     def key(self, position: int) -> bytes | None:
         """The key of one record."""
         length, start = varints.decode(self.data.data, int(self.keys[position]))

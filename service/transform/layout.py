@@ -67,6 +67,8 @@ class Stretch:
         that read only, a third of the cost of comparing each row under the mask.
         """
         content = records[:, self.span]
+        if len(content) == 1:
+            return not ((content[0] ^ self.pattern) & self.mask).any()
         different = _over_rows(np.bitwise_and, content) ^ self.pattern
         different |= _over_rows(np.bitwise_or, content) ^ self.pattern
         different &= self.mask

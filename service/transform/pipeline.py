@@ -329,5 +329,6 @@ class Work:
             leftover += positions[~outputs.valid].tolist()
             positions, content = positions[outputs.valid], content[outputs.valid]
             lengths = None if lengths is None else lengths[outputs.valid]
-        self.columnar += len(positions)
-        self.blocks.append(Block(positions, content, lengths, model))
+        if len(positions):
+            self.columnar += len(positions)
+            self.blocks.append(Block(positions, content, lengths, model))

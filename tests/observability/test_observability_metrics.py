@@ -213,7 +213,7 @@ def rendered(histogram: Histogram) -> dict[tuple[tuple[str, str], ...], tuple[di
 @example(bounds=[1.0], batches=[[], [1.0], [np.nextafter(1.0, 2.0)]])
 @given(
     bounds=bounds_lists,
-    batches=st.lists(st.lists(st.floats(-2e6, 2e6) | st.integers(-5, 5).map(float), max_size=20), max_size=4),
+    batches=st.lists(st.lists(st.floats(-2e6, 2e6) | st.integers(-5, 5).map(float), max_size=40), max_size=4),
 )
 def test_observing_a_batch_counts_as_observing_each_value_would(
     bounds: list[float], batches: list[list[float]]
@@ -222,7 +222,7 @@ def test_observing_a_batch_counts_as_observing_each_value_would(
     # Values at the very bounds belong to their buckets: le means less or equal.
     batches = [*batches, bounds]
     for batch in batches:
-        histogram.observe(batch)
+        histogram.observe_all(np.asarray(batch, np.float64))
     values = [each for batch in batches for each in batch]
     buckets, count, total = rendered(histogram)[()]
     assert buckets == {
@@ -238,7 +238,7 @@ def test_observing_a_batch_counts_as_observing_each_value_would(
 def test_sets_of_labels_are_counted_apart(observed: list[tuple[str, list[float]]]) -> None:
     histogram = Histogram("h", "help", [1.0], ["which"])
     for which, values in observed:
-        histogram.observe(values, which)
+        histogram.observe_all(np.asarray(values, np.float64), which)
     found = rendered(histogram)
     assert {dict(labels)["which"]: count for labels, (_, count, _) in found.items()} == {
         which: sum(len(values) for each, values in observed if each == which) for which, _ in observed
