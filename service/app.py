@@ -14,7 +14,7 @@ import aiokafka
 import numpy as np
 import structlog
 
-from service import __version__
+from service import __version__, allocator
 from service.observability.events import Observers
 from service.observability.http import HttpServer
 from service.observability.logs import LogEvents
@@ -36,6 +36,7 @@ def run(settings: Settings) -> None:
     Raises:
         ServiceError: with the exit code, why not.
     """
+    allocator.keep_freed_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings))
 

@@ -40,7 +40,9 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
         "service.errors",
         "service",
     ),
+    "service.allocator": (),
     "service.app": (
+        "service.allocator",
         "service.streaming",
         "service.transform",
         "service.observability",
@@ -73,7 +75,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
 }
 # From the lowest to the highest: nothing imports from a later floor.
 FLOORS: Final = (
-    ("service", "service.errors", "service.distributions", "service.transform", "service.broker"),
+    ("service", "service.errors", "service.allocator", "service.distributions", "service.transform", "service.broker"),
     ("service.settings", "service.observability", "service.messages", "service.explain"),
     ("service.streaming",),
     ("service.app", "service.demo"),
