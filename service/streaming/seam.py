@@ -12,18 +12,20 @@ of aiokafka's for raw batches would make this module needless.
 
 from __future__ import annotations
 
+import struct
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiokafka
+from aiokafka import errors
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
 from service.transform import record_batch
-from service.transform.record_batch import HEADER, HEADER_BYTES, FinishedBatch, RecordBatch
+from service.transform.record_batch import HEADER_BYTES, FinishedBatch, Header, RecordBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 
 TESTED: Final = frozenset({"0.14.0"})
 
-_LENGTH: Final = slice(8, 12)
+_LENGTH: Final = struct.Struct(">i")
+_LENGTH_AT: Final = 8
 _BEFORE_LENGTH: Final = 12
 _FORMAT: Final = 16
-_ATTRIBUTES: Final = slice(21, 23)
+# Batches of the formats before are shorter than a header of today's.
+_LEAST_BYTES: Final = 17
 
 # Consumers of other parts of the process, and of other libraries, go on getting records.
 _wanted: ContextVar[bool] = ContextVar("whole batches wanted", default=False)
@@ -102,20 +106,22 @@ def _partition_records(*args: Any) -> Any:
 class WholeBatch:
     """A batch in place of a record; see `Fetched`."""
 
-    __slots__ = ("count", "max_timestamp", "next_offset", "offset", "position", "raw", "size")
+    __slots__ = ("_header", "_raw", "count", "max_timestamp", "next_offset", "offset", "position", "size")
 
-    def __init__(self, raw: memoryview, offset: int) -> None:
-        """Stand for all records up to `offset`."""
-        self.raw = raw
-        self.offset = offset
-        self.next_offset = offset + 1
+    def __init__(self, raw: memoryview, header: Header) -> None:
+        """Stand for all its records."""
+        self._raw = raw
+        self._header = header
+        self.next_offset = header.next_offset
+        self.offset = self.next_offset - 1
         self.position = -1
+        self.max_timestamp = header.max_timestamp
+        self.count = header.records
         self.size = len(raw)
-        *_, self.max_timestamp, _, _, _, self.count = HEADER.unpack_from(raw)
 
     def read(self) -> RecordBatch:
         """See `Fetched`."""
-        return record_batch.read(self.raw)
+        return record_batch.read(self._raw, self._header)
 
 
 class _Batches:
@@ -124,53 +130,57 @@ class _Batches:
     def __init__(self, raw: bytes) -> None:
         self._raw = memoryview(raw)
         self._at = 0
+        self._end = self._end_of(0)
 
     def size_in_bytes(self) -> int:
         return len(self._raw)
 
     def has_next(self) -> bool:
-        return self._end() is not None
+        return self._end > 0
 
     def next_batch(self) -> Any:
-        end = self._end()
-        if end is None:
-            return None
-        raw, self._at = self._raw[self._at : end], end
+        raw = self._raw[self._at : self._end]
+        self._at = self._end
+        self._end = self._end_of(self._at)
         if raw[_FORMAT] != record_batch.FORMAT:  # of before Kafka 0.11
-            (old,) = _all_batches(bytes(raw))
-            return old
-        if int.from_bytes(raw[_ATTRIBUTES], "big") & record_batch.CONTROL_BIT:
+            return MemoryRecords(bytes(raw)).next_batch()
+        if len(raw) < HEADER_BYTES:
+            raise errors.CorruptRecordException(f"a record batch of {len(raw)} bytes")
+        header = Header.at(raw)
+        if header.attributes & record_batch.CONTROL_BIT:
             return DefaultRecordBatch(bytes(raw))
-        return _Batch(raw)
+        return _Batch(raw, header)
 
-    def _end(self) -> int | None:
-        if len(self._raw) - self._at < HEADER_BYTES:
-            return None
-        length = self._raw[self._at :][_LENGTH]
-        end = self._at + _BEFORE_LENGTH + int.from_bytes(length, "big")
-        return end if end <= len(self._raw) else None
+    def _end_of(self, start: int) -> int:
+        """Where the batch that begins there ends; -1 if it is not there as a whole."""
+        if start + _LEAST_BYTES > len(self._raw):
+            return -1
+        (length,) = _LENGTH.unpack_from(self._raw, start + _LENGTH_AT)
+        end = start + _BEFORE_LENGTH + int(length)
+        return end if end <= len(self._raw) else -1
 
 
 class _Batch:
     """Stands in for `DefaultRecordBatch`: what `PartitionRecords` asks of one that holds data."""
 
+    __slots__ = ("_header", "_raw", "base_offset", "is_transactional", "next_offset", "producer_id")
+
     is_control_batch = False
 
-    def __init__(self, raw: memoryview) -> None:
+    def __init__(self, raw: memoryview, header: Header) -> None:
         self._raw = raw
-        fields = HEADER.unpack_from(raw)
-        self.base_offset = fields[0]
-        self.is_transactional = bool(fields[5] & record_batch.TRANSACTIONAL_BIT)
-        self.next_offset = fields[0] + fields[6] + 1
-        self.producer_id = fields[9]
-        self._count = fields[12]
+        self._header = header
+        self.base_offset = header.base_offset
+        self.is_transactional = bool(header.attributes & record_batch.TRANSACTIONAL_BIT)
+        self.next_offset = header.next_offset
+        self.producer_id = header.producer_id
 
     def validate_crc(self) -> bool:
-        return record_batch.checksum_right(self._raw)
+        return record_batch.checksum_right(self._raw, self._header)
 
     def __iter__(self) -> Iterator[WholeBatch]:
         # Compaction may leave a batch without records.
-        return iter([WholeBatch(self._raw, self.next_offset - 1)] if self._count else [])
+        return iter([WholeBatch(self._raw, self._header)] if self._header.records else [])
 
 
 class _BatchesOfPartition(_PartitionRecords):  # type: ignore[misc]  # aiokafka is not typed
@@ -294,11 +304,3 @@ class RecordBuilder:
         if self._finished is None:
             raise AssertionError
         return self._finished
-
-
-def _all_batches(raw: bytes) -> list[Any]:
-    """The batches in `raw` by aiokafka's own reader."""
-    records, found = MemoryRecords(raw), []
-    while records.has_next():
-        found.append(records.next_batch())
-    return found

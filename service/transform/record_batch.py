@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import cramjam
 from crc32c import crc32c
@@ -47,7 +47,7 @@ class CorruptBatchError(ValueError):
     """Bytes that are no record batch, or whose checksum is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecordBatch:
     """A record batch that has been read.
 
@@ -70,34 +70,67 @@ class RecordBatch:
     records: Buffer
 
     @property
-    def next_offset(self) -> int:
-        """The offset after the last one that it covers."""
-        return self.base_offset + self.last_offset_delta + 1
-
-    @property
     def append_time(self) -> int | None:
         """The timestamp of all its records if the broker has set it, else `None`."""
         return self.max_timestamp if self.attributes & LOG_APPEND_TIME_BIT else None
 
 
-def checksum_right(raw: Buffer) -> bool:
+class Header(NamedTuple):
+    """The fields of a batch's header, in their order; see Kafka's documentation."""
+
+    base_offset: int
+    length: int
+    leader_epoch: int
+    magic: int
+    checksum: int
+    attributes: int
+    last_offset_delta: int
+    base_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    records: int
+
+    @classmethod
+    def at(cls, raw: Buffer, start: int = 0) -> Header:
+        """Read it; `raw` must hold `HEADER_BYTES` from `start` on."""
+        return cls._make(HEADER.unpack_from(raw, start))
+
+    @property
+    def next_offset(self) -> int:
+        """The offset after the last one that the batch covers."""
+        return self.base_offset + self.last_offset_delta + 1
+
+
+def checksum_right(raw: memoryview, header: Header) -> bool:
     """Whether the bytes of a batch are those that were written."""
-    return crc32c(memoryview(raw)[_CHECKED_FROM:]) == int.from_bytes(raw[_CHECKSUM], "big")
+    return crc32c(raw[_CHECKED_FROM:]) == header.checksum
 
 
-def read(raw: Buffer) -> RecordBatch:
-    """Read a whole record batch; its checksum is looked at elsewhere.
+def read(raw: memoryview, header: Header | None = None) -> RecordBatch:
+    """Read a whole record batch, whose header may be known already; its checksum is looked at elsewhere.
 
     Raises:
         CorruptBatchError: it is none, or cannot be decompressed.
     """
     if len(raw) < HEADER_BYTES:
         raise CorruptBatchError(f"{len(raw)} bytes are too few for a record batch")
-    base, length, _, magic, _, attributes, last, first, highest, *_, count = HEADER.unpack_from(raw)
-    if magic != FORMAT or length != len(raw) - _BEFORE_LENGTH or count < 0:
-        raise CorruptBatchError(f"format {magic}, {length} bytes announced, {len(raw) - _BEFORE_LENGTH} there")
-    records = decompress(memoryview(raw)[HEADER_BYTES:], attributes & CODEC_BITS)
-    return RecordBatch(base, last, attributes, first, highest, count, records)
+    known = header or Header.at(raw)
+    if known.magic != FORMAT or known.length != len(raw) - _BEFORE_LENGTH or known.records < 0:
+        there = len(raw) - _BEFORE_LENGTH
+        raise CorruptBatchError(f"format {known.magic}, {known.length} bytes announced, {there} there")
+    codec = known.attributes & CODEC_BITS
+    records = raw[HEADER_BYTES:]
+    return RecordBatch(
+        known.base_offset,
+        known.last_offset_delta,
+        known.attributes,
+        known.base_timestamp,
+        known.max_timestamp,
+        known.records,
+        decompress(records, codec) if codec else records,
+    )
 
 
 def encode_record(
