@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,3 +113,26 @@ def test_without_a_delay_what_has_arrived_is_taken_at_once() -> None:
     window.add(1, 1, now=5.0)
     assert window.closed_by(5.0) == "idle"
     assert window.remaining(5.0) == 0.0
+
+
+# Cutting what came at once
+
+
+@given(policies, st.lists(st.integers(0, 250), max_size=60))
+def test_cuts_cover_everything_once_and_no_piece_could_have_been_longer(policy: BatchPolicy, sizes: list[int]) -> None:
+    """A piece exceeds the bytes only if it is a single record."""
+    pieces = list(policy.cuts(np.array(sizes, np.int64)))
+    assert [start for start, _, _ in pieces] == [0, *(stop for _, stop, _ in pieces[:-1])]
+    assert pieces[-1][1] == len(sizes)
+    for start, stop, why in pieces:
+        piece = sizes[start:stop]
+        assert len(piece) <= policy.max_records
+        assert sum(piece) <= policy.max_bytes or len(piece) == 1
+        if stop < len(sizes):
+            full = len(piece) == policy.max_records
+            assert why == ("records" if full else "bytes")
+            assert full or sum(sizes[start : stop + 1]) > policy.max_bytes
+
+
+def test_of_nothing_there_is_one_empty_piece() -> None:
+    assert [(start, stop) for start, stop, _ in POLICY.cuts(np.array([], np.int64))] == [(0, 0)]

@@ -31,7 +31,7 @@ from transform_messages import (
 )
 
 from service.transform.columnar import Workspace, transform_columns
-from service.transform.layout import MAX_REMEMBERED, MAX_STRUCTURE, Layout, Layouts, learn
+from service.transform.layout import MAX_REMEMBERED, MAX_SIGHTINGS, MAX_STRUCTURE, Layout, Layouts, learn
 from service.transform.message import parse
 from service.transform.pipeline import Limits, Pipeline
 from service.transform.profiles import Profile, Profiles
@@ -521,3 +521,28 @@ def test_what_a_pipeline_keeps_of_large_tensors_is_bounded() -> None:
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < MAX_REMEMBERED + 2 * MIB
+
+
+def test_a_kind_that_comes_alone_is_learnt_at_its_second_coming() -> None:
+    """The first is transformed as a stranger; the bytes are the same."""
+    message = map_of((LOGITS, TWO))
+    pipeline = fresh()
+    found = [pipeline.transform([message]) for _ in range(3)]
+    assert [(outcome.general, outcome.columnar) for outcome in found] == [(1, 0), (0, 1), (0, 1)]
+    assert found[0].outputs == found[1].outputs == found[2].outputs
+
+
+def test_what_cannot_be_learnt_is_tried_once() -> None:
+    """Numbers of mixed widths have no layout: they go on being strangers."""
+    message = map_of((LOGITS, b"\x92\x01" + float32(2.0)))
+    pipeline = fresh()
+    assert [pipeline.transform([message]).general for _ in range(4)] == [1, 1, 1, 1]
+
+
+def test_sightings_are_forgotten_before_they_are_too_many() -> None:
+    layouts = Layouts()
+    assert [layouts.second_sight(0) for _ in range(3)] == [False, True, False]
+    assert not layouts.second_sight("again")
+    for key in range(1, MAX_SIGHTINGS + 1):
+        assert not layouts.second_sight(key)
+    assert not layouts.second_sight("again")
