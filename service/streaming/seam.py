@@ -28,6 +28,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from service.transform import record_batch
 from service.transform.record_batch import HEADER_BYTES, FinishedBatch, Header, RecordBatch
+from service.transform.varints import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -236,7 +237,7 @@ class Rewritten:
         first = self._records[0]
         content = [
             record_batch.encode_record(
-                record.timestamp - first.timestamp,
+                wrapped(record.timestamp - first.timestamp),
                 record.offset - first.offset,
                 record.key,
                 record.value,
@@ -296,7 +297,7 @@ class RecordBuilder:
         """Add a record, without a timestamp as of now; `None` if it does not fit."""
         stamp = int(time.time() * 1000) if timestamp is None else timestamp
         base = self._timestamps[0] if self._timestamps else stamp
-        record = record_batch.encode_record(stamp - base, len(self._timestamps), key, value, headers)
+        record = record_batch.encode_record(wrapped(stamp - base), len(self._timestamps), key, value, headers)
         if self._timestamps and len(self._content) + len(record) > self._limit:
             return None
         self._content += record

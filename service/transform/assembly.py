@@ -12,7 +12,7 @@ import numpy as np
 
 from service.transform import byte_rows, varints
 from service.transform.record_batch import HEADER_BYTES, FinishedBatch
-from service.transform.varints import encode
+from service.transform.varints import encode, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,7 +166,7 @@ class _OpenBatch:
 
     def add(self, position: int, timestamp: int, parts: Sequence[Buffer], size: int) -> None:
         """Add a record that consists of `parts` from its key on and takes at most `size` bytes."""
-        body = b"".join([b"\0", encode(timestamp - self._base), encode(self._count), *parts])
+        body = b"".join([b"\0", encode(wrapped(timestamp - self._base)), encode(self._count), *parts])
         self._content += encode(len(body))
         self._content += body
         self._last = position

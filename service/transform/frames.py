@@ -112,14 +112,28 @@ class Frames:
                 value_tag = key + max(length, 0)
                 length, value = varints.decode(joined, value_tag)
                 headers = value + max(length, 0)
-                if not headers < end <= stop or (headers + 1 == end and joined[headers]):
+                if not value_tag < headers < end <= stop or (headers + 1 == end and joined[headers]):
                     raise CorruptBatchError("a record does not end where its headers do")
-                timestamp = batch.base_timestamp + stamp if append_time is None else append_time
-                rows.append((batch.base_offset + offset, timestamp, keys, value_tag, value, length, headers, end))
+                timestamp = varints.wrapped(batch.base_timestamp + stamp) if append_time is None else append_time
+                rows.append(
+                    (
+                        varints.wrapped(batch.base_offset + offset),
+                        timestamp,
+                        keys,
+                        value_tag,
+                        value,
+                        length,
+                        headers,
+                        end,
+                    )
+                )
                 begin = end
             if begin != stop:
                 raise CorruptBatchError(f"the batch does not consist of {count} records")
-        return cls(data, *np.array(rows, np.int64).reshape(-1, 8).T.copy())
+        try:
+            return cls(data, *np.array(rows, np.int64).reshape(-1, 8).T.copy())
+        except OverflowError:
+            raise CorruptBatchError("a number is too large") from None
 
     @classmethod
     def _located(cls, data: Bytes, begins: Integers, batches: Sequence[RecordBatch]) -> Frames:
@@ -139,7 +153,9 @@ class Frames:
             append_times = np.repeat([batch.max_timestamp for batch in batches], counts)
             timestamps = np.where(set_by_broker, append_times, timestamps)
         headers = values + np.maximum(lengths, 0)
-        if not (headers < ends).all() or data[ends - 1][headers + 1 == ends].any():
+        # In this order, and not so far apart that their sum has no place in 64 bits.
+        ordered = (keys < value_tags) & (values <= headers) & (headers < ends)
+        if not ordered.all() or data[ends - 1][headers + 1 == ends].any():
             raise CorruptBatchError("a record does not end where its headers do")
         return cls(data, offsets, timestamps, keys, value_tags, values, lengths, headers, ends)
 
