@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Integers = NDArray[np.int64]
 
-# Bytes of framing that depend on where a batch is cut, at most: the record's length, both deltas.
-_FRAMING: Final = 5 + varints.LONGEST + 5
+# Bytes of framing at most, whatever a batch begins with: the lengths of record and value, both deltas.
+_FRAMING: Final = 5 + 5 + varints.LONGEST + 5
 # So many records are framed one by one (3 us each) rather than by columns (140 us, and 0.1 each).
 FEW: Final = 48
 # Keys of about one length are copied with what follows them, which is written over later.
@@ -144,7 +144,7 @@ def _singly(
             continue
         value = values[position]
         parts = data[keys:tag], encode(-1 if value is None else len(value)), value or b"", data[headers:end]
-        size = sum(map(len, parts)) + _FRAMING + 5
+        size = tag - keys + len(parts[2]) + end - headers + _FRAMING
         if open_batch and open_batch.reach + size > limit:
             yield open_batch.finish(codec)
             open_batch = None
@@ -182,7 +182,7 @@ class _OpenBatch:
 def _cut(frames: Frames, kept: Integers, lengths: Integers, begins: Integers, limit: int) -> Integers:
     """The indices among `kept` at which batches begin: at `begins`, and wherever one could exceed `limit`."""
     around = frames.value_tags - frames.keys + frames.ends - frames.headers
-    reach = np.cumsum(around[kept] + np.maximum(lengths, 0) + (_FRAMING + 5))
+    reach = np.cumsum(around[kept] + np.maximum(lengths, 0) + _FRAMING)
     firsts: list[int] = []
     for first, end in zip(begins, [*begins[1:], len(kept)], strict=True):
         while first < end:
