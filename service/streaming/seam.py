@@ -225,30 +225,26 @@ class Rewritten:
 
     def __init__(self, records: Sequence[Any]) -> None:
         """Take consecutive records of aiokafka's consumer, at least one."""
+        # Kafka's first format had no timestamps.
+        self._timestamps = [-1 if record.timestamp is None else record.timestamp for record in records]
         self.position = records[0].offset
         self.next_offset = records[-1].offset + 1
-        self.max_timestamp = records[-1].timestamp
+        self.max_timestamp = max(self._timestamps)
         self.count = len(records)
         self.size = sum([len(record.value) for record in records if record.value is not None])
         self._records = records
 
     def read(self) -> RecordBatch:
         """See `Fetched`."""
-        first = self._records[0]
+        base, base_time = self.position, self._timestamps[0]
         content = [
             record_batch.encode_record(
-                wrapped(record.timestamp - first.timestamp),
-                record.offset - first.offset,
-                record.key,
-                record.value,
-                record.headers,
+                wrapped(timestamp - base_time), record.offset - base, record.key, record.value, record.headers
             )
-            for record in self._records
+            for record, timestamp in zip(self._records, self._timestamps, strict=True)
         ]
-        last = self._records[-1].offset - first.offset
-        return RecordBatch(
-            first.offset, last, 0, first.timestamp, self.max_timestamp, self.count, b"".join(content)
-        )  # fmt: skip
+        covered = self.next_offset - 1 - base
+        return RecordBatch(base, covered, 0, base_time, self.max_timestamp, self.count, b"".join(content))
 
 
 class FinishedBuilder:
