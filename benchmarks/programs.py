@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.environments import PEERS, own_versions, peer_versions, python_of
+from benchmarks.environments import PEERS, go_program, go_versions, own_versions, peer_versions, python_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,8 @@ class Program:
     """A program under measurement.
 
     Attributes:
-        command: what to start; called once everything it needs is to be there.
+        command: what to start; called once everything it needs is to be there. It raises `Unavailable`, as
+            `versions` does, where a toolchain is missing.
         environment: the variables that tell it its place.
         versions: of what it consists of.
         transforms: whether it writes probabilities; else it writes what it reads.
@@ -87,6 +88,17 @@ def _confluent_versions() -> dict[str, str]:
     return peer_versions("confluent", "confluent-kafka", "msgpack", "numpy")
 
 
+def _go(mode: str) -> Callable[[], list[str]]:
+    return lambda: [str(go_program()), mode]
+
+
+_GO_NOTES: Final = (
+    "Polls at most 10,000 records, transforms them in one goroutine, produces them, and waits for the acknowledgements"
+    " of the poll before; then marks, and what is marked is committed each second. Reads `read_committed`; idempotent"
+    " producer, `acks=all`, no linger, batches of 1 MB, no compression; everything else is franz-go's default, its"
+    " goroutines and the garbage collector's among it, on all cores."
+)
+
 _CONFLUENT_NOTES: Final = (
     "Reads `read_committed`, `enable.auto.commit` off; idempotent producer, `acks=all`, `linger.ms` 5,"
     " `batch.size` 1 MB, no compression; commits asynchronously after each batch's acknowledgements; everything else"
@@ -125,6 +137,29 @@ PROGRAMS: Final[Mapping[str, Program]] = {
         notes=(
             f"The same loop with one softmax over many messages and one packer for all. {_CONFLUENT_NOTES}"
             " Faster would be: the same as above, save the array."
+        ),
+    ),
+    "go-library": Program(
+        command=_go("library"),
+        environment=_peer_environment,
+        versions=lambda: go_versions("github.com/twmb/franz-go", "github.com/vmihailenco/msgpack/v5"),
+        transforms=True,
+        notes=(
+            "In Go, each message into a struct and out of one by the usual msgpack library, `math.Exp` for each logit."
+            f" {_GO_NOTES} Faster would be: no library (the next program), a goroutine for each partition where there"
+            " are cores for them, a larger `GOGC`."
+        ),
+    ),
+    "go-by-hand": Program(
+        command=_go("by-hand"),
+        environment=_peer_environment,
+        versions=lambda: go_versions("github.com/twmb/franz-go"),
+        transforms=True,
+        notes=(
+            "The same in Go without a msgpack library: it knows this message's layout and no other, copies all outputs"
+            " of a poll into one buffer, overwrites the numbers there, and has an exponential function of its own in"
+            f" float32. {_GO_NOTES} Faster would be: vector instructions, which the Go compiler does not emit, a"
+            " goroutine for each partition where there are cores for them, records from a pool, a larger `GOGC`."
         ),
     ),
     "forwarding": Program(

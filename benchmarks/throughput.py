@@ -21,11 +21,12 @@ import time
 import uuid
 from collections import defaultdict
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import machine, report
+from benchmarks.environments import Unavailable
 from benchmarks.kafka import DEAD_LETTER_BYTES, PARTITIONS, EndOffsets, create_topic, delete_topic
 from benchmarks.load import BATCH_BYTES, Filler, Messages
 from benchmarks.processes import BenchmarkError, MeasuredProcess
@@ -284,15 +285,31 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
+def available(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What is to be known about the programs that can be built here; a line about each that cannot.
+
+    Raises:
+        BenchmarkError: none can.
+    """
+    programs = {}
+    for name in names:
+        try:
+            programs[name] = {"versions": dict(PROGRAMS[name].versions()), "notes": PROGRAMS[name].notes}
+        except Unavailable as missing:
+            print(f"Without {name}: {missing}", flush=True)
+    if not programs:
+        raise BenchmarkError("None of the programs can be built here")
+    return programs
+
+
 def execute(plan: Plan) -> dict[str, Any]:
     """Start a broker, measure, and return everything that is to be known about it."""
     on_tmpfs = machine.fits_in_memory(plan.log_bytes())
     about = machine.describe(on_tmpfs=on_tmpfs)
     machine.warn_if_busy(about["load_before"])
     # Environments are built before anything is measured.
-    programs = {
-        name: {"versions": dict(PROGRAMS[name].versions()), "notes": PROGRAMS[name].notes} for name in plan.programs
-    }
+    programs = available(plan.programs)
+    plan = replace(plan, programs=list(programs))
     # Removed logs free their memory soon, or those of several runs would add up.
     properties = {"log.segment.delete.delay.ms": "500"}
     with Broker(BrokerConfig(benchmark=True, tmpfs=on_tmpfs, properties=properties), progress=print) as broker:

@@ -204,7 +204,11 @@ class ServiceProcess:
     """`softmax-service run` as its own process."""
 
     def __init__(self, bus: Bus, log: Path, settings: Mapping[str, object]) -> None:
-        self._environment = clean_environment() | environment(**{**bus.settings, "log__format": "json", **settings})
+        defaults = {**bus.settings, "log__format": "json"}
+        # The whole suite can be run on aiokafka's public interface alone.
+        if whole_batches := os.environ.get("SOFTMAX_TEST_WHOLE_BATCHES"):
+            defaults["kafka__whole_batches"] = whole_batches
+        self._environment = clean_environment() | environment(**{**defaults, **settings})
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -135,13 +135,13 @@ class Loop:
         for message in messages:
             if message.error():
                 raise KafkaException(message.error())
-        outputs = self._transform([message.value() for message in messages])
+        outputs = self._transform([message.value() or b"" for message in messages])
         for message, output in zip(messages, outputs, strict=True):
             self._producer.produce(
                 self._output,
                 output,
                 key=message.key(),
-                partition=message.partition(),
+                partition=message.partition() or 0,
                 timestamp=message.timestamp()[1],
                 headers=message.headers(),
                 on_delivery=self._delivered,

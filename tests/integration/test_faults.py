@@ -259,7 +259,7 @@ async def test_an_aborted_transaction_is_no_stall(bus: Bus, make_service: MakeSe
 async def test_a_header_name_that_is_no_text_stops_the_service_with_a_reason(
     bus: Bus, make_service: MakeService
 ) -> None:
-    """The client library cannot read such a record; exit code 3 says so, and nothing before it is lost."""
+    """The public interface cannot read such a record; exit code 3 says so, and nothing before it is lost."""
     await bus.send([_message(0)])
     batch = bus.producer.create_batch()
     batch.append(timestamp=1, key=None, value=_message(1), headers=[("name", b"")])
@@ -270,7 +270,7 @@ async def test_a_header_name_that_is_no_text_stops_the_service_with_a_reason(
     batch._set_producer_state = lambda *_, **__: None
     async with AIOKafkaProducer(**bus.connection) as plain:
         await (await plain.send_batch(batch, bus.input, partition=0))
-    service = make_service(bus).start()
+    service = make_service(bus, kafka__whole_batches=False).start()
     assert await service.wait() == 3
     assert "header name that is not UTF-8" in service.log
     assert "Traceback" not in service.log
