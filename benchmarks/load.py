@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -59,8 +60,10 @@ class Messages:
 class Filler:
     """Writes messages to a topic, the same number to each partition."""
 
-    def __init__(self, bootstrap: str, topic: str, messages: Messages) -> None:
-        """Write to nothing yet."""
+    def __init__(self, bootstrap: str, topic: str, messages: Messages, batch_records: int | None = None) -> None:
+        """Write to nothing yet; then batches of 256 KiB, or of 1 to `batch_records` records each, at random."""
+        self._batch_records = batch_records
+        self._random = random.Random(0)  # noqa: S311 - the same batches each time
         self._topic = topic
         self._records = messages.records
         # Partitions begin at different places, so that no two hold the same sequence.
@@ -86,18 +89,18 @@ class Filler:
 
     async def _send_to(self, partition: int, count: int) -> None:
         pending = []
-        batch = self._producer.create_batch()
-        now = int(time.time() * 1000)
-        for _ in range(count):
-            turn = self._turns[partition]
-            key, value = self._records[turn]
-            self._turns[partition] = (turn + 1) % len(self._records)
-            if batch.append(timestamp=now, key=key, value=value) is None:
-                pending.append(await self._queue(batch, partition))
-                batch = self._producer.create_batch()
-                now = int(time.time() * 1000)
-                batch.append(timestamp=now, key=key, value=value)
-        pending.append(await self._queue(batch, partition))
+        while count:
+            batch = self._producer.create_batch()
+            now = int(time.time() * 1000)
+            room = self._random.randint(1, self._batch_records) if self._batch_records else count
+            for _ in range(min(room, count)):
+                turn = self._turns[partition]
+                key, value = self._records[turn]
+                if batch.append(timestamp=now, key=key, value=value) is None:
+                    break
+                self._turns[partition] = (turn + 1) % len(self._records)
+                count -= 1
+            pending.append(await self._queue(batch, partition))
         await asyncio.gather(*pending)
 
     async def _queue(self, batch: Any, partition: int) -> asyncio.Future[object]:

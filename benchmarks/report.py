@@ -45,6 +45,8 @@ def throughput(results: Mapping[str, Any]) -> str:
         f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'}; messages: {inputs}. “service ÷ it” is the"
         " service's rate divided by that program's."
     )
+    if most := results.get("input_batch_records"):
+        key += f" Record batches of 1 to {most} records in the input."
     lines = [
         _origin(results),
         "",
@@ -61,6 +63,11 @@ def throughput(results: Mapping[str, Any]) -> str:
     if results["quick"]:
         lines.insert(0, "**A quick try, not a measurement.**\n")
     return "\n".join(lines)
+
+
+def throughput_section(results: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the section that such results belong to, and its text."""
+    return "small-batches" if results.get("input_batch_records") else "throughput", throughput(results)
 
 
 def soak(results: Mapping[str, Any]) -> str:
@@ -135,7 +142,7 @@ def main() -> None:
     if "minutes" in results:
         write_docs("soak", soak(results))
     else:
-        write_docs("throughput", throughput(results))
+        write_docs(*throughput_section(results))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class Plan:
         rounds: how often each program runs.
         programs: their names, in the order of their turns.
         quick: a try rather than a measurement: few messages.
+        batch_records: most records in a batch of the input, which then has 1 to so many; `None` for batches of 256 KiB.
     """
 
     classes: Sequence[int]
@@ -68,6 +69,7 @@ class Plan:
     rounds: int
     programs: Sequence[str]
     quick: bool
+    batch_records: int | None = None
 
     def messages_for(self, classes: int) -> int:
         """How many messages of so many classes."""
@@ -80,6 +82,7 @@ class Plan:
         options = ["--classes", ",".join(map(str, self.classes)), "--rounds", str(self.rounds)]
         options += [] if self.messages is None else ["--messages", str(self.messages)]
         options += ["--quick"] if self.quick else []
+        options += [] if self.batch_records is None else ["--batch-records", str(self.batch_records)]
         return " ".join(["scripts/bench", *options, "--programs", ",".join(self.programs)])
 
     def log_bytes(self) -> int:
@@ -219,14 +222,14 @@ async def run_program(name: str, program: Program, source: Input, turn: int) -> 
 
 
 @asynccontextmanager
-async def filled_input(bootstrap: str, classes: int, messages: int) -> AsyncIterator[Input]:
+async def filled_input(bootstrap: str, classes: int, messages: int, batch_records: int | None) -> AsyncIterator[Input]:
     """An input topic with so many messages, and a dead-letter topic; removed afterwards."""
     topic, dead_letters = f"input-{classes}", f"dead-letters-{classes}"
     await create_topic(bootstrap, topic)
     await create_topic(bootstrap, dead_letters, {"max.message.bytes": DEAD_LETTER_BYTES})
     try:
         print(f"\nK = {classes}: writing {messages} messages", flush=True)
-        async with Filler(bootstrap, topic, Messages(classes)) as filler:
+        async with Filler(bootstrap, topic, Messages(classes), batch_records) as filler:
             await filler.send(messages)
         yield Input(bootstrap, topic, dead_letters, classes, messages)
     finally:
@@ -238,7 +241,7 @@ async def measure(bootstrap: str, plan: Plan) -> list[Run]:
     """Carry the plan out on a running broker."""
     runs = []
     for classes in plan.classes:
-        async with filled_input(bootstrap, classes, plan.messages_for(classes)) as source:
+        async with filled_input(bootstrap, classes, plan.messages_for(classes), plan.batch_records) as source:
             # Round 0 warms the broker, whose code is still being compiled, and is not counted.
             turns = [(0, plan.programs[0])]
             turns += [(turn, name) for turn in range(1, plan.rounds + 1) for name in plan.programs]
@@ -319,7 +322,8 @@ def execute(plan: Plan) -> dict[str, Any]:
         "quick": plan.quick,
         "machine": about,
         "partitions": PARTITIONS,
-        "input_batch_bytes": BATCH_BYTES,
+        "input_batch_bytes": None if plan.batch_records else BATCH_BYTES,
+        "input_batch_records": plan.batch_records,
         "programs": programs,
         "summary": summarise(runs),
         "runs": [asdict(run) for run in runs],
@@ -349,6 +353,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program (5)")
     parser.add_argument("--programs", type=_names, default=list(PROGRAMS), help=f"of {','.join(PROGRAMS)} (all)")
     parser.add_argument("--quick", action="store_true", help="one round, few messages: does it work at all?")
+    parser.add_argument(
+        "--batch-records",
+        type=int,
+        metavar="N",
+        help="record batches of 1 to N records in the input, as producers without linger write them",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/performance.md")
     return parser.parse_args()
@@ -359,7 +369,8 @@ def main() -> None:
     # So that what was started is ended: as an exception SIGTERM passes through all `with` blocks.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     given = _arguments()
-    plan = Plan(given.classes, given.messages, 1 if given.quick else given.rounds, given.programs, given.quick)
+    rounds = 1 if given.quick else given.rounds
+    plan = Plan(given.classes, given.messages, rounds, given.programs, given.quick, given.batch_records)
     try:
         results = execute(plan)
     except BenchmarkError as error:
@@ -368,7 +379,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     if given.write_docs:
-        report.write_docs("throughput", report.throughput(results))
+        report.write_docs(*report.throughput_section(results))
 
 
 if __name__ == "__main__":

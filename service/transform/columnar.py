@@ -51,6 +51,7 @@ class Workspace:
         self._numbers = np.empty(0, np.uint8)
         self._canvas = np.empty(0, np.uint8)
         self._painted: Layout | None = None
+        self._painted_rows = 0
 
     def logits(self, rows: int, classes: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array of shape (rows, classes) that `softmax` accepts, uninitialised."""
@@ -71,8 +72,10 @@ class Workspace:
             self._painted = None
         whole = self._canvas[: self._canvas.nbytes // width * width].reshape(-1, width)
         if self._painted is not layout:
-            whole[:] = layout.template
-            self._painted = layout
+            self._painted, self._painted_rows = layout, 0
+        if self._painted_rows < records:
+            whole[self._painted_rows : records] = layout.template
+            self._painted_rows = records
         return whole[:records]
 
 

@@ -212,6 +212,8 @@ class Work:
 
     def one_by_one(self) -> None:
         """Transform what is left; any one message may take long."""
+        if not self._leftover:
+            return
         with arithmetic():
             for position in self._leftover:
                 try:
@@ -221,8 +223,7 @@ class Work:
                     self.general += 1
                 except InvalidMessage as refusal:
                     self.refusals[position] = refusal.alone()
-        if self._leftover:
-            self._mark("general")
+        self._mark("general")
         self._leftover = []
 
     def _by_key(self) -> Iterator[tuple[_Key, Integers]]:
