@@ -70,6 +70,33 @@ def throughput_section(results: Mapping[str, Any]) -> tuple[str, str]:
     return "small-batches" if results.get("input_batch_records") else "throughput", throughput(results)
 
 
+def latency(results: Mapping[str, Any]) -> str:
+    """The section on latency, in Markdown."""
+    headings = ["messages/s", "program", "p50, ms", "p99", "p99.9", "worst", "CPU", "sender late, p99"]
+    rows = [
+        [
+            f"{row['rate']:,}",
+            row["program"],
+            *(f"{row[name]:,.2f}" for name in ("p50", "p99", "p999", "worst")),
+            f"{100 * row['cpu_share']:.0f} %",
+            f"{row['sender_late_p99']:.2f}",
+        ]
+        for row in results["latency"]
+    ]
+    lines = [
+        _origin(results),
+        "",
+        f"Medians of {results['latency'][0]['rounds']} rounds, K = 100.",
+        "",
+        _markdown_row(headings),
+        _markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
+        *map(_markdown_row, rows),
+    ]
+    if results["quick"]:
+        lines.insert(0, "**A quick try, not a measurement.**\n")
+    return "\n".join(lines)
+
+
 def soak(results: Mapping[str, Any]) -> str:
     """The section on the soak, in Markdown."""
     slope = results["rss_slope_mib_per_hour"]
@@ -139,7 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a section of docs/performance.md from kept figures.")
     parser.add_argument("figures", type=Path, help="a file that throughput.py or soak.py wrote with --json")
     results = json.loads(parser.parse_args().figures.read_text(encoding="utf-8"))
-    if "minutes" in results:
+    if "latency" in results:
+        write_docs("latency", latency(results))
+    elif "minutes" in results:
         write_docs("soak", soak(results))
     else:
         write_docs(*throughput_section(results))
