@@ -105,10 +105,10 @@ async def run_program(bootstrap: str, name: str, rate: int, seconds: float, turn
             await delete_topic(bootstrap, topic)
     sent, read = answers
     if not read["read"] == read["distinct"] == sent["sent"]:
-        raise BenchmarkError(
-            f"{name} at {rate}/s: {sent['sent']} sent, {read['read']} read, {read['distinct']} distinct"
-        )
-    return Run(rate, name, turn, *read["ages_ms"], cpu / at, sent["late_ms"][1])
+        counts = f"{sent['sent']} sent, {read['read']} read, {read['distinct']} of them distinct"
+        raise BenchmarkError(f"{name} at {rate}/s: {counts}")
+    p50, p99, p999, worst = read["ages_ms"]
+    return Run(rate, name, turn, p50, p99, p999, worst, cpu / at, sent["late_ms"][1])
 
 
 def _answer(helper: subprocess.Popen[str]) -> dict[str, Any]:
