@@ -79,10 +79,10 @@ async def run_program(bootstrap: str, name: str, rate: int, seconds: float, turn
     Raises:
         BenchmarkError: it did not do what it should.
     """
-    topics = [f"{kind}-{uuid.uuid4().hex[:8]}" for kind in ("input", "output", "dead")]
+    topics = source, output, dead_letters = [f"{kind}-{uuid.uuid4().hex[:8]}" for kind in ("input", "output", "dead")]
     for topic in topics:
-        await create_topic(bootstrap, topic, {"max.message.bytes": DEAD_LETTER_BYTES})
-    source, output, dead_letters = topics
+        large = {"max.message.bytes": DEAD_LETTER_BYTES} if topic == dead_letters else {}
+        await create_topic(bootstrap, topic, large)
     program = PROGRAMS[name]
     place = Place(bootstrap, source, output, dead_letters, f"group-{output}")
     helpers: list[subprocess.Popen[str]] = []
@@ -175,9 +175,8 @@ def main() -> None:
     except BenchmarkError as error:
         sys.exit(f"bench: {error}")
     rates = ",".join(map(str, given.rates))
-    options = (
-        f"--rates {rates} --programs {','.join(given.programs)} --rounds {given.rounds} --seconds {given.seconds:g}"
-    )
+    options = [f"--rates {rates}", f"--programs {','.join(given.programs)}"]
+    options += [f"--rounds {given.rounds}", f"--seconds {given.seconds:g}"]
     results = {
         "command": " ".join(["scripts/bench latency", *options]),
         "quick": given.quick,
