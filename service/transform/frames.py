@@ -92,8 +92,7 @@ class Frames:
         try:
             if sum([batch.count for batch in batches]) <= FEW:
                 return cls._singly(joined, data, batches)
-            begins = np.concatenate([_begins(joined, data, *place) for place in _places(batches)])
-            return cls._located(data, begins, batches)
+            return cls._located(data, _all_begins(joined, data, batches), batches)
         except IndexError:
             raise CorruptBatchError("a record reaches beyond its batch") from None
 
@@ -208,13 +207,26 @@ def _places(batches: Sequence[RecordBatch]) -> Iterator[tuple[int, int, int]]:
         start = stop
 
 
+def _all_begins(joined: Buffer, data: Bytes, batches: Sequence[RecordBatch]) -> Integers:
+    """Where each record of each batch begins; arrays are not made for single small batches."""
+    found: list[Integers] = []
+    single: list[int] = []
+    for start, stop, count in _places(batches):
+        if count <= FEW:
+            single += _any_bytes(joined, start, stop, count)
+            continue
+        found += [np.array(single, np.int64), _begins(joined, data, start, stop, count)]
+        single = []
+    return np.concatenate([*found, np.array(single, np.int64)])
+
+
 def _begins(joined: Buffer, data: Bytes, start: int, end: int, count: int) -> Integers:
     """Where each of `count` records begins.
 
     A batch's records are mostly of lengths that take the same number of bytes. That is guessed from
     the first one and proved afterwards for all.
     """
-    size = varints.decode(joined, start)[1] - start if count > FEW else 0
+    size = varints.decode(joined, start)[1] - start
     if size in (2, 3):
         try:
             found, reached = (_two_bytes if size == 2 else _three_bytes)(joined, start, count)
