@@ -92,9 +92,25 @@ class Frames:
         try:
             if sum([batch.count for batch in batches]) <= FEW:
                 return cls._singly(joined, data, batches)
-            return cls._located(data, _all_begins(joined, data, batches), batches)
+            return cls._guessed(joined, data, batches) or cls._located(data, _begins(joined, batches), batches)
         except IndexError:
             raise CorruptBatchError("a record reaches beyond its batch") from None
+
+    @classmethod
+    def _guessed(cls, joined: Buffer, data: Bytes, batches: Sequence[RecordBatch]) -> Frames | None:
+        """By columns, if in each batch all lengths take as many bytes as the first one's; they mostly do.
+
+        That each record ends where the next one begins proves it, by induction.
+        """
+        guesses: list[int] = []
+        try:
+            for start, _, count in _places(batches):
+                guesses += _guess(joined, start, count)
+            begins = np.array(guesses, np.int64)
+            found = cls._located(data, begins, batches)
+        except (IndexError, CorruptBatchError):
+            return None
+        return found if np.array_equal(found.ends[:-1], begins[1:]) and found.ends[-1] == len(data) else None
 
     @classmethod
     def _singly(cls, joined: Buffer, data: Bytes, batches: Sequence[RecordBatch]) -> Frames:
@@ -207,54 +223,41 @@ def _places(batches: Sequence[RecordBatch]) -> Iterator[tuple[int, int, int]]:
         start = stop
 
 
-def _all_begins(joined: Buffer, data: Bytes, batches: Sequence[RecordBatch]) -> Integers:
-    """Where each record of each batch begins; arrays are not made for single small batches."""
-    found: list[Integers] = []
-    single: list[int] = []
-    for start, stop, count in _places(batches):
-        if count <= FEW:
-            single += _any_bytes(joined, start, stop, count)
-            continue
-        found += [np.array(single, np.int64), _begins(joined, data, start, stop, count)]
-        single = []
-    return np.concatenate([*found, np.array(single, np.int64)])
+def _begins(joined: Buffer, batches: Sequence[RecordBatch]) -> Integers:
+    """Where each record of each batch begins.
 
-
-def _begins(joined: Buffer, data: Bytes, start: int, end: int, count: int) -> Integers:
-    """Where each of `count` records begins.
-
-    A batch's records are mostly of lengths that take the same number of bytes. That is guessed from
-    the first one and proved afterwards for all.
+    Raises:
+        CorruptBatchError: a batch does not consist of as many records as it says.
     """
-    size = varints.decode(joined, start)[1] - start
-    if size in (2, 3):
-        try:
-            found, reached = (_two_bytes if size == 2 else _three_bytes)(joined, start, count)
-        except IndexError:
-            reached = -1
-        if reached == end:
-            begins = np.array(found, np.int64)
-            continued = [data[begins + place] > 0x7F for place in range(size)]
-            if np.all(continued[:-1]) and not np.any(continued[-1]):
-                return begins
-    return np.array(_any_bytes(joined, start, end, count), np.int64)
+    begins: list[int] = []
+    for start, stop, count in _places(batches):
+        begins += _any_bytes(joined, start, stop, count)
+    return np.array(begins, np.int64)
 
 
-def _two_bytes(data: Buffer, at: int, count: int) -> tuple[list[int], int]:
-    """Where records begin whose lengths take two bytes each, if they do; and where the last one ends."""
+def _guess(data: Buffer, start: int, count: int) -> list[int]:
+    """Where the records of a batch begin if all their lengths take as many bytes as the first one's."""
+    if not count:
+        return []
+    size = varints.decode(data, start)[1] - start
+    if size == 2:
+        return _two_bytes(data, start, count)
+    if size == 3:
+        return _three_bytes(data, start, count)
+    raise IndexError(size)
+
+
+def _two_bytes(data: Buffer, at: int, count: int) -> list[int]:
     reach = _REACH_2
-    begins = [at, *[at := at + reach[data[at]] + (data[at + 1] << 6) for _ in range(count)]]
-    return begins, begins.pop()
+    return [at, *[at := at + reach[data[at]] + (data[at + 1] << 6) for _ in range(count - 1)]]
 
 
-def _three_bytes(data: Buffer, at: int, count: int) -> tuple[list[int], int]:
-    """The same for three bytes each."""
+def _three_bytes(data: Buffer, at: int, count: int) -> list[int]:
     reach = _REACH_3
-    begins = [
+    return [
         at,
-        *[at := at + reach[data[at]] + ((data[at + 1] & 0x7F) << 6) + (data[at + 2] << 13) for _ in range(count)],
+        *[at := at + reach[data[at]] + ((data[at + 1] & 0x7F) << 6) + (data[at + 2] << 13) for _ in range(count - 1)],
     ]
-    return begins, begins.pop()
 
 
 def _any_bytes(data: Buffer, at: int, end: int, count: int) -> list[int]:
