@@ -187,10 +187,10 @@ async def test_what_compaction_leaves_is_transformed_and_lag_reaches_zero(make_s
 async def test_headers_pass_but_for_those_that_are_dropped(
     bus: Bus, other: Bus, make_service: MakeService, dropped: list[str]
 ) -> None:
-    """Of batches where some records have headers and others none."""
+    """In one micro-batch of four partitions, some of which need a look at single records and others do not."""
     many = [("traceparent", b"00-1"), ("ce_id", b"7"), ("x", None), ("softmax-error-reason", b"nan")]
     for number, headers in enumerate([many, [], many[:1], [("empty", b""), ("größe", b"\xff")]]):
-        await send_batch(bus.producer, bus.input, [message(number)] * 30, headers=headers)
+        await send_batch(bus.producer, bus.input, [message(number)] * 30, headers=headers, partition=number)
     outputs = await both(bus, other, make_service, 120, headers__drop=dropped)
     names = {name for record in outputs for name, _ in record.headers}
     assert names == {"traceparent", "empty", "größe"} | (set() if dropped else {"ce_id", "x"})
