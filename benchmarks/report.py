@@ -72,13 +72,14 @@ def throughput_section(results: Mapping[str, Any]) -> tuple[str, str]:
 
 def latency(results: Mapping[str, Any]) -> str:
     """The section on latency, in Markdown."""
-    headings = ["messages/s", "program", "p50, ms", "p99", "p99.9", "worst", "CPU", "sender late, p99"]
+    headings = ["messages/s", "program", "p50, ms", "p99", "p99.9", "worst", "CPU", "rate kept", "sender late, p99"]
     rows = [
         [
             f"{row['rate']:,}",
             row["program"],
             *(f"{row[name]:,.2f}" for name in ("p50", "p99", "p999", "worst")),
             f"{100 * row['cpu_share']:.0f} %",
+            f"{row['rate_kept']:,.0f}",
             f"{row['sender_late_p99']:.2f}",
         ]
         for row in results["latency"]
@@ -86,12 +87,14 @@ def latency(results: Mapping[str, Any]) -> str:
     lines = [
         _origin(results),
         "",
-        f"Medians of {results['latency'][0]['rounds']} rounds, K = 100.",
+        f"Medians of {results['planned_rounds']} rounds of {results['seconds']:g} s, K = {results['classes']}.",
         "",
         _markdown_row(headings),
         _markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
         *map(_markdown_row, rows),
     ]
+    if results["failures"]:
+        lines += ["", "Turns without figures:", "", *(f"- {line.splitlines()[0]}" for line in results["failures"])]
     if results["quick"]:
         lines.insert(0, "**A quick try, not a measurement.**\n")
     return "\n".join(lines)

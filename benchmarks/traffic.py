@@ -1,9 +1,9 @@
 """Traffic at a fixed rate, and how old it is when it comes out: two processes that benchmarks/latency.py starts.
 
-    traffic.py send SERVERS TOPIC RATE SECONDS CLASSES      traffic.py read SERVERS TOPIC SECONDS
+    traffic.py send SERVERS TOPIC RATE SECONDS CLASSES      traffic.py read SERVERS TOPIC OFFSETS COUNT
 
 The id of a message is the moment at which it was due, in nanoseconds of the clock that all processes of a machine
-share; a sender that is late does not hide that (no coordinated omission). Each prints one line of JSON.
+share; a sender that is late does not hide that (no coordinated omission). Each prints lines of JSON.
 """
 
 from __future__ import annotations
@@ -20,12 +20,25 @@ import numpy as np
 from benchmarks.kafka import PARTITIONS
 
 # As inference traffic looks: each message leaves at once, in a record batch of one to a few.
-PRODUCER: Final = {"linger.ms": 0, "acks": "all", "queue.buffering.max.messages": 1 << 17}
+PRODUCER: Final = {
+    "linger.ms": 0,
+    "acks": "all",
+    "enable.idempotence": True,
+    "queue.buffering.max.messages": 1 << 20,
+    "queue.buffering.max.kbytes": 1 << 20,
+}
 BEFORE_ID: Final = b"\x82\xa2id\xcf"
 ID: Final = struct.Struct(">Q")
 NANO: Final = 1_000_000_000
 POOL: Final = 997
 PERCENTILES: Final = (50, 99, 99.9, 100)
+# Of what was due: until then caches fill and connections open.
+WARM_UP_SHARE: Final = 0.25
+FLUSH_SECONDS: Final = 60
+# A program that is silent for longer has stopped. Longer than any pause that its peers are seen to make.
+SILENCE_SECONDS: Final = 30
+# After the last expected message: time for a program to write what it should not.
+SETTLE_SECONDS: Final = 1
 
 
 def now() -> int:
@@ -33,53 +46,74 @@ def now() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
+def message(due: int, tail: bytes) -> bytes:
+    """A message that was due at such a moment."""
+    return BEFORE_ID + ID.pack(due) + tail
+
+
 def send(servers: str, topic: str, rate: int, seconds: float, classes: int) -> dict[str, Any]:
-    """Send messages at evenly spaced moments, to the partitions in turn."""
-    tails = _tails(classes)
+    """Send messages at evenly spaced moments, to the partitions in turn.
+
+    Raises:
+        SystemExit: not all of them were acknowledged; the figures of the run would be the sender's.
+    """
+    pool = tails(classes)
+    failures: list[str] = []
     producer = confluent_kafka.Producer({"bootstrap.servers": servers, **PRODUCER})
-    interval = NANO / rate
-    begin, number = now(), 0
-    total = int(rate * seconds)
+    producer.list_topics(topic)  # connects, so that the first messages need not wait
+
+    def delivered(error: confluent_kafka.KafkaError | None, _: confluent_kafka.Message) -> None:
+        if error:
+            failures.append(str(error))
+
+    interval, total = NANO / rate, int(rate * seconds)
     late = np.empty(total, np.int64)
+    begin, number = now(), 0
+    print(json.dumps({"begin": begin / NANO}), flush=True)
     while number < total:
-        moment = now()
-        due = min(total, int((moment - begin) / interval) + 1)
+        due = min(total, int((now() - begin) / interval) + 1)
         while number < due:
             planned = int(begin + number * interval)
-            late[number] = moment - planned
-            producer.produce(topic, BEFORE_ID + ID.pack(planned) + tails[number % POOL], partition=number % PARTITIONS)
+            late[number] = now() - planned
+            value = message(planned, pool[number % POOL])
+            producer.produce(topic, value, partition=number % PARTITIONS, on_delivery=delivered)
             number += 1
         producer.poll(0)
         time.sleep(max(0.0, (begin + number * interval - now()) / NANO))
-    producer.flush(30)
-    return {"sent": total, "seconds": (now() - begin) / NANO, "late_ms": _percentiles(late)}
+    took = (now() - begin) / NANO
+    if producer.flush(FLUSH_SECONDS) or failures:
+        sys.exit(f"the sender could not write all: {failures[:1] or 'no acknowledgement'}")
+    return {"sent": total, "rate": total / took, "late_ms": _percentiles(late[int(WARM_UP_SHARE * total) :])}
 
 
-def read(servers: str, topic: str, seconds: float) -> dict[str, Any]:
-    """Read until so many seconds have passed without a message; tell the age of each when it came."""
+def read(servers: str, topic: str, offsets: list[int], count: int) -> dict[str, Any]:
+    """Read so many messages from such offsets of the partitions, or until none comes; tell how old each was."""
     consumer = confluent_kafka.Consumer(
         {"bootstrap.servers": servers, "group.id": "traffic", "enable.auto.commit": False, "fetch.wait.max.ms": 100}
     )
-    consumer.assign([confluent_kafka.TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
-    ids: list[int] = []
+    consumer.assign([confluent_kafka.TopicPartition(topic, number, offset) for number, offset in enumerate(offsets)])
+    due: list[int] = []
     ages: list[int] = []
-    quiet_since = now()
-    while now() - quiet_since < seconds * NANO:
-        message = consumer.poll(0.1)  # one by one: a call for many waits for as many
-        if message is None or message.error():
+    deadline = now() + SILENCE_SECONDS * NANO
+    while now() < deadline:
+        record = consumer.poll(0.1)  # one by one: a call for many waits for as many
+        if record is None or record.error():
             continue
         moment = now()
-        quiet_since = moment
-        (planned,) = ID.unpack_from(message.value() or b"", len(BEFORE_ID))
-        ids.append(planned)
+        value = record.value() or b""
+        if not value.startswith(BEFORE_ID):
+            sys.exit(f"an output does not begin with its id: {value[:20]!r}")
+        (planned,) = ID.unpack_from(value, len(BEFORE_ID))
+        due.append(planned)
         ages.append(moment - planned)
+        deadline = moment + (SILENCE_SECONDS if len(due) < count else SETTLE_SECONDS) * NANO
     consumer.close()
-    order = np.argsort(ids)
-    counted = np.array(ages)[order][len(ages) // 4 :]  # by when they were due, without the first quarter
-    return {"read": len(ids), "distinct": len(set(ids)), "ages_ms": _percentiles(counted)}
+    by_due = np.array(ages)[np.argsort(due, kind="stable")]
+    counted = by_due[int(WARM_UP_SHARE * len(by_due)) :]
+    return {"read": len(due), "distinct": len(set(due)), "ages_ms": _percentiles(counted)}
 
 
-def _tails(classes: int) -> list[bytes]:
+def tails(classes: int) -> list[bytes]:
     """What follows the id in some messages."""
     random = np.random.default_rng(0)
     elements = np.zeros((POOL, classes), np.dtype([("tag", np.uint8), ("number", ">f4")]))
@@ -97,12 +131,11 @@ def _percentiles(nanoseconds: np.ndarray[Any, Any]) -> list[float]:
 
 def main() -> None:
     """Send or read."""
-    mode, servers, topic, *numbers = sys.argv[1:]
+    mode, servers, topic, first, second, *third = sys.argv[1:]
     if mode == "send":
-        rate, seconds, classes = numbers
-        result = send(servers, topic, int(rate), float(seconds), int(classes))
+        result = send(servers, topic, int(first), float(second), int(third[0]))
     else:
-        result = read(servers, topic, float(numbers[0]))
+        result = read(servers, topic, [int(offset) for offset in first.split(",")], int(second))
     print(json.dumps(result))
 
 
