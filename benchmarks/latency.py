@@ -103,7 +103,8 @@ async def _topics(bootstrap: str) -> AsyncIterator[Place]:
         large = {"max.message.bytes": DEAD_LETTER_BYTES} if name == names[-1] else {}
         await create_topic(bootstrap, name, large)
     try:
-        yield Place(bootstrap, *names, group=f"group-{names[1]}")
+        source, output, dead_letters = names
+        yield Place(bootstrap, source, output, dead_letters, group=f"group-{output}")
     finally:
         for name in names:
             await delete_topic(bootstrap, name)
@@ -181,7 +182,8 @@ async def run_program(bootstrap: str, name: str, rate: int, plan: Plan, turn: in
             process.stop()
     if not read["read"] == read["distinct"] == sent["sent"]:
         raise BenchmarkError(f"{sent['sent']} sent, {read['read']} read, {read['distinct']} of them distinct")
-    return Run(rate, name, turn, *read["ages_ms"], cpu_share, sent["rate"], sent["late_ms"][1])
+    p50, p99, p999, worst = read["ages_ms"]
+    return Run(rate, name, turn, p50, p99, p999, worst, cpu_share, sent["rate"], sent["late_ms"][1])
 
 
 async def _cpu_share(sending: asyncio.subprocess.Process, process: MeasuredProcess | None, seconds: float) -> float:
