@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from confluent_kafka.admin import AdminClient
 
 from service.broker import Broker, BrokerConfig, BrokerError, Cluster, SaslPlain, prepare
 from service.broker.installation import COORDINATE, cache_directory, install
@@ -158,6 +159,15 @@ class TestOneBroker:
             assert second.bootstrap_servers != broker.bootstrap_servers
             assert alive_nodes(port_of(second.bootstrap_servers)) == {1}
             assert alive_nodes(port_of(broker.bootstrap_servers)) == {1}
+
+    def test_clients_of_the_relayed_listener_are_sent_to_the_relay(self) -> None:
+        """Who comes by the relay's listener is told the relay's port, everybody else the broker's own."""
+        with Broker(BrokerConfig(tmpfs=True, relays={1: 12345})) as broker:
+            told = [
+                AdminClient({"bootstrap.servers": servers}).list_topics(timeout=10).brokers[1].port
+                for servers in (f"127.0.0.1:{broker.relayed_port}", broker.bootstrap_servers)
+            ]
+            assert told == [12345, port_of(broker.bootstrap_servers)]
 
     def test_starting_twice_is_refused(self, broker: Broker) -> None:
         """A running broker cannot be started: it would lose hold of the first process."""

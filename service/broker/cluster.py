@@ -112,6 +112,11 @@ class Node:
         return f"{HOST}:{self._ports.plain}"
 
     @property
+    def relayed_port(self) -> int:
+        """The port of the listener for a relay, with `BrokerConfig.relays`."""
+        return self._ports.relayed
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process runs; a frozen one counts as alive."""
         return self._process is not None and self._process.is_alive

@@ -61,6 +61,8 @@ class BrokerConfig:
         properties: Server properties that are added to ours or replace them.
         benchmark: Start slower and run faster: the whole just-in-time compiler, Kafka's own choice of collector.
         security: Adds a secured listener, which `bootstrap_servers` then names; `admin_servers` stays open.
+        relays: By node id, the port of a relay on this machine. Adds a listener at `Node.relayed_port` that sends its
+            clients there: Kafka's clients go where a broker says that it is, not where they have come from.
         jvm_arguments: Further arguments of the Java virtual machine.
         start_timeout: Seconds within which a started broker must answer.
         stop_timeout: Seconds that a broker has for an orderly end before it is killed.
@@ -72,6 +74,7 @@ class BrokerConfig:
     properties: Mapping[str, str] = field(default_factory=dict)
     benchmark: bool = False
     security: Security | None = None
+    relays: Mapping[int, int] = field(default_factory=dict)
     jvm_arguments: tuple[str, ...] = ()
     start_timeout: float = 60.0
     stop_timeout: float = 10.0

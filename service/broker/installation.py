@@ -101,7 +101,7 @@ class Installation:
         """
         with tempfile.TemporaryDirectory(prefix="format-", dir=self.format.parent) as scratch:
             log_dir, properties = Path(scratch, "data"), Path(scratch, "server.properties")
-            never_opened = {1: Ports(plain=1, controller=2, secure=3)}
+            never_opened = {1: Ports(plain=1, controller=2, secure=3, relayed=4)}
             properties.write_text(render(server_properties(BrokerConfig(), 1, never_opened, log_dir)))
             options = [*_QUICK_TO_START, f"-Dbroker.logs={scratch}", f"-Dlog4j2.configurationFile={_LOGGING.as_uri()}"]
             tool = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAQACAAAAAAAAAAQ", "-c", str(properties)]

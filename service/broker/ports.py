@@ -20,6 +20,7 @@ class Ports:
     plain: int
     controller: int
     secure: int
+    relayed: int
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def reserve_ports(nodes: int) -> Iterator[list[Ports]]:
         def hold() -> int:
             return held.enter_context(_bind_somewhere()).getsockname()[1]  # type: ignore[no-any-return]
 
-        yield [Ports(plain=hold(), controller=hold(), secure=hold()) for _ in range(nodes)]
+        yield [Ports(plain=hold(), controller=hold(), secure=hold(), relayed=hold()) for _ in range(nodes)]
 
 
 def _bind_somewhere() -> socket.socket:

@@ -7,7 +7,7 @@ from service.broker.config import BrokerConfig
 from service.broker.ports import HOST, Ports
 
 _MOST_REPLICAS = 3
-_PLAIN, _CONTROLLER, _SECURE = "PLAINTEXT", "CONTROLLER", "SECURE"
+_PLAIN, _CONTROLLER, _SECURE, _RELAYED = "PLAINTEXT", "CONTROLLER", "SECURE", "RELAYED"
 
 
 def server_properties(
@@ -19,7 +19,7 @@ def server_properties(
         "node.id": str(node_id),
         "log.dirs": str(log_dir),
         "controller.quorum.voters": ",".join(f"{peer}@{HOST}:{ports.controller}" for peer, ports in cluster.items()),
-        **_listeners(config, cluster[node_id]),
+        **_listeners(config, cluster[node_id], config.relays.get(node_id)),
         **_replication(len(cluster)),
         **_quick_reactions(len(cluster)),
         "auto.create.topics.enable": "false",
@@ -40,7 +40,7 @@ def _escape(value: str) -> str:
     return "".join(chr(code) if ord(" ") <= code <= ord("~") else f"\\u{code:04x}" for code in codes)
 
 
-def _listeners(config: BrokerConfig, ports: Ports) -> dict[str, str]:
+def _listeners(config: BrokerConfig, ports: Ports, relay: int | None) -> dict[str, str]:
     open_to_clients = {_PLAIN: ports.plain}
     protocols = {_PLAIN: "PLAINTEXT", _CONTROLLER: "PLAINTEXT"}
     secured: Mapping[str, str] = {}
@@ -48,13 +48,17 @@ def _listeners(config: BrokerConfig, ports: Ports) -> dict[str, str]:
         open_to_clients[_SECURE] = ports.secure
         protocols[_SECURE] = config.security.protocol
         secured = config.security.properties(_SECURE)
+    advertised = dict(open_to_clients)
+    if relay is not None:
+        open_to_clients[_RELAYED], advertised[_RELAYED] = ports.relayed, relay
+        protocols[_RELAYED] = "PLAINTEXT"
 
     def addresses(listeners: Mapping[str, int]) -> str:
         return ",".join(f"{name}://{HOST}:{port}" for name, port in listeners.items())
 
     return {
         "listeners": addresses({**open_to_clients, _CONTROLLER: ports.controller}),
-        "advertised.listeners": addresses(open_to_clients),
+        "advertised.listeners": addresses(advertised),
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
         "controller.listener.names": _CONTROLLER,
         "inter.broker.listener.name": _PLAIN,
