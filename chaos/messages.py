@@ -1,0 +1,110 @@
+"""Messages that follow from their number, so that every answer can be checked without remembering the question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+# One in so many is invalid. A prime, so that they reach all partitions.
+INVALID_EVERY: Final = 97
+REASONS: Final = ("nan", "malformed_msgpack", "missing_logits", "not_numeric")
+# Some carry a header, which must come back.
+HEADER_EVERY: Final = 7
+MOST_CLASSES: Final = 30
+FIRST_TIMESTAMP_MS: Final = 1_700_000_000_000
+# The probabilities of float32 logits are right to about 1e-7.
+TOLERANCE: Final = 1e-5
+
+Headers = list[tuple[str, bytes]]
+
+
+def reason(number: int) -> str | None:
+    """Why the message of this number must be refused; `None` for a valid one."""
+    return None if number % INVALID_EVERY else REASONS[number // INVALID_EVERY % len(REASONS)]
+
+
+def key(number: int) -> bytes:
+    """Its key, by which it is known again even where its value is damaged."""
+    return b"%d" % number
+
+
+def timestamp_ms(number: int) -> int:
+    """Its timestamp, Unix milliseconds."""
+    return FIRST_TIMESTAMP_MS + number
+
+
+def headers(number: int) -> Headers:
+    """Its headers."""
+    return [] if number % HEADER_EVERY else [("trace", b"t%d" % number)]
+
+
+def value(number: int) -> bytes:
+    """Its value."""
+    scores = logits(number)
+    match reason(number):
+        case None:
+            return _pack({"id": number, "logits": scores.tolist()}, number)
+        case "nan":
+            return _pack({"id": number, "logits": [*scores.tolist(), float("nan")]}, number)
+        case "malformed_msgpack":
+            return _pack({"id": number, "logits": scores.tolist()}, number)[:-1]
+        case "missing_logits":
+            return _pack({"id": number}, number)
+        case _:
+            return _pack({"id": number, "logits": ["one"]}, number)
+
+
+def logits(number: int) -> NDArray[np.float64]:
+    """Its logits: representable as float32, different for each number in number and values."""
+    classes = np.arange(1 + number % MOST_CLASSES)
+    return ((number * 2654435761 + (classes + 1) * 40503 * (number + 1)) % 65521) / 8192.0 - 4.0
+
+
+def fault_of_output(number: int, found: bytes | None, found_headers: Sequence[tuple[str, bytes]] | None) -> str | None:
+    """What is wrong with an output that claims to answer this number; `None` if nothing is."""
+    try:
+        output = msgpack.unpackb(found or b"")
+    except ValueError as error:
+        return f"no msgpack: {error}"
+    if not isinstance(output, dict) or output.keys() != {"id", "probabilities"} or output["id"] != number:
+        return f"not the answer: {str(output)[:80]}"
+    scores = logits(number)
+    expected = np.exp(scores - scores.max())
+    expected /= expected.sum()
+    probabilities = np.asarray(output["probabilities"])
+    if probabilities.shape != expected.shape or not np.allclose(probabilities, expected, TOLERANCE, TOLERANCE):
+        return f"other probabilities: {str(output)[:80]}"
+    if list(found_headers or ()) != headers(number):
+        return f"other headers: {found_headers}"
+    return None
+
+
+def fault_of_dead_letter(
+    number: int,
+    found: bytes | None,
+    found_headers: Sequence[tuple[str, bytes]] | None,
+    coordinates: tuple[int, int] | None,
+) -> str | None:
+    """What is wrong with a dead letter of this number, stored in the input at (partition, offset)."""
+    told = {name: text.decode() for name, text in found_headers or ()}
+    if found != value(number):
+        return "another value"
+    if told.get("softmax-error-reason") != reason(number):
+        return f"reason {told.get('softmax-error-reason')}, not {reason(number)}"
+    if coordinates is not None:
+        partition, offset = coordinates
+        if (told.get("softmax-error-partition"), told.get("softmax-error-offset")) != (str(partition), str(offset)):
+            return f"coordinates {told.get('softmax-error-partition')}@{told.get('softmax-error-offset')}"
+    return None
+
+
+def _pack(message: dict[str, Any], number: int) -> bytes:
+    packed: bytes = msgpack.packb(message, use_single_float=number % 2 == 0)
+    return packed
