@@ -87,5 +87,5 @@ class EndOffsets:
         return [int(ends[partition]) for partition in self._partitions]
 
     async def total(self) -> int:
-        """Records written so far; nobody writes transactions here, whose markers would count."""
+        """Records written so far, the markers of transactions among them."""
         return sum(await self.each())

@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.environments import PEERS, go_program, go_versions, own_versions, peer_versions, python_of
+from benchmarks.environments import PEERS, own_versions, peer_versions, python_of
+from benchmarks.toolchains import go_program, go_versions, java_command, java_versions, rust_program, rust_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,9 @@ class Program:
         versions: of what it consists of.
         transforms: whether it writes probabilities; else it writes what it reads.
         notes: on its settings, and on what would make it faster.
+        share: of the input that it is measured over, where all of it would take minutes.
+        transactional: whether it writes in transactions, whose markers stand among its outputs.
+        adds_headers: whether its outputs have headers that no input had.
     """
 
     command: Callable[[], Sequence[str]]
@@ -51,6 +55,9 @@ class Program:
     versions: Callable[[], Mapping[str, str]]
     transforms: bool
     notes: str
+    share: float = 1.0
+    transactional: bool = False
+    adds_headers: bool = False
 
 
 def service_environment(place: Place) -> dict[str, str]:
@@ -77,11 +84,13 @@ def _peer_environment(place: Place) -> dict[str, str]:
         "INPUT": place.input_topic,
         "OUTPUT": place.output_topic,
         "GROUP": place.group,
+        # The checkout, but not its environment.
+        "PYTHONPATH": str(PEERS.parent.parent),
     }
 
 
-def _confluent(*options: str) -> Callable[[], list[str]]:
-    return lambda: [str(python_of("confluent")), str(PEERS / "confluent_loop.py"), *options]
+def _python(peer: str, script: str, *arguments: str) -> Callable[[], list[str]]:
+    return lambda: [str(python_of(peer)), str(PEERS / script), *arguments]
 
 
 def _confluent_versions() -> dict[str, str]:
@@ -92,11 +101,37 @@ def _go(mode: str) -> Callable[[], list[str]]:
     return lambda: [str(go_program()), mode]
 
 
+def _rust(mode: str) -> Callable[[], list[str]]:
+    return lambda: [str(rust_program()), mode]
+
+
+def _streams(guarantee: str) -> Callable[[], list[str]]:
+    return lambda: [*java_command(), guarantee]
+
+
+def _streams_versions() -> dict[str, str]:
+    return java_versions("kafka-streams", "msgpack-core")
+
+
 _GO_NOTES: Final = (
     "Polls at most 10,000 records, transforms them in one goroutine, produces them, and waits for the acknowledgements"
     " of the poll before; then marks, and what is marked is committed each second. Reads `read_committed`; idempotent"
     " producer, `acks=all`, no linger, batches of 1 MB, no compression; everything else is franz-go's default, its"
     " goroutines and the garbage collector's among it, on all cores."
+)
+
+_RUST_NOTES: Final = (
+    "Reads at most 10,000 records at once, produces their outputs, and waits for the acknowledgements of those before;"
+    " then stores their offsets, and what is stored is committed each second. Reads `read_committed`; idempotent"
+    " producer, `acks=all`, `linger.ms` 5, `batch.size` 1 MB, no compression; everything else is librdkafka's default,"
+    " its threads among it. Built with all optimisations and this machine's vector instructions."
+)
+
+_STREAMS_NOTES: Final = (
+    "One stream thread, as by default; `batch.size` 1 MB, `read_committed`; everything else is Kafka Streams' default,"
+    " G1 and the whole just-in-time compiler among it. A partitioner of ours keeps the input's partition. The span"
+    " begins after 5 % of the input, so a part of the compiling is in it. Faster would be: a thread for each partition"
+    " where there are cores for them, and no msgpack library."
 )
 
 _CONFLUENT_NOTES: Final = (
@@ -117,7 +152,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
         ),
     ),
     "confluent-loop": Program(
-        command=_confluent(),
+        command=_python("confluent", "confluent_loop.py"),
         environment=_peer_environment,
         versions=_confluent_versions,
         transforms=True,
@@ -130,13 +165,23 @@ PROGRAMS: Final[Mapping[str, Program]] = {
         ),
     ),
     "confluent-stacked": Program(
-        command=_confluent("--stacked"),
+        command=_python("confluent", "confluent_loop.py", "--stacked"),
         environment=_peer_environment,
         versions=_confluent_versions,
         transforms=True,
         notes=(
             f"The same loop with one softmax over many messages and one packer for all. {_CONFLUENT_NOTES}"
             " Faster would be: the same as above, save the array."
+        ),
+    ),
+    "confluent-transform": Program(
+        command=_python("transform", "confluent_loop.py", "--service"),
+        environment=_peer_environment,
+        versions=lambda: peer_versions("transform", "confluent-kafka", "msgpack", "numpy"),
+        transforms=True,
+        notes=(
+            "The same loop around the service's own transform: what our columns bring without our record batches."
+            f" {_CONFLUENT_NOTES} Faster would be: no object for each message, not waiting for the acknowledgements."
         ),
     ),
     "go-library": Program(
@@ -161,6 +206,88 @@ PROGRAMS: Final[Mapping[str, Program]] = {
             f" float32. {_GO_NOTES} Faster would be: vector instructions, which the Go compiler does not emit, a"
             " goroutine for each partition where there are cores for them, records from a pool, a larger `GOGC`."
         ),
+    ),
+    "rust-library": Program(
+        command=_rust("library"),
+        environment=_peer_environment,
+        versions=lambda: rust_versions("rdkafka", "rdkafka-sys", "rmp-serde"),
+        transforms=True,
+        notes=(
+            "In Rust, each message into a struct and out of one by serde, through rdkafka's safe interface."
+            f" {_RUST_NOTES} Faster would be: the next program."
+        ),
+    ),
+    "rust-raw": Program(
+        command=_rust("raw"),
+        environment=_peer_environment,
+        versions=lambda: rust_versions("rdkafka", "rdkafka-sys"),
+        transforms=True,
+        notes=(
+            "The same in Rust by librdkafka's C interface: read in batches, an exponential function that the compiler"
+            " makes vector instructions of, numbers rewritten in a buffer that is kept; it knows this message's layout"
+            f" and no other. {_RUST_NOTES} Faster would be: no copy of each output into librdkafka's own memory, and a"
+            " client that works on record batches."
+        ),
+    ),
+    "kafka-streams": Program(
+        command=_streams("at_least_once"),
+        environment=_peer_environment,
+        versions=_streams_versions,
+        transforms=True,
+        notes=f"In Java: `processValues` with msgpack-core. Commits each second. {_STREAMS_NOTES}",
+        share=0.3,
+    ),
+    "kafka-streams-exactly-once": Program(
+        command=_streams("exactly_once_v2"),
+        environment=_peer_environment,
+        versions=_streams_versions,
+        transforms=True,
+        transactional=True,
+        notes=(
+            "The same with `processing.guarantee=exactly_once_v2`, which commits each 100 ms by default."
+            f" {_STREAMS_NOTES} Longer transactions would make it faster, and each output later."
+        ),
+        share=0.3,
+    ),
+    "faststream": Program(
+        command=_python("faststream", "faststream_batch.py"),
+        environment=_peer_environment,
+        versions=lambda: peer_versions("faststream", "faststream", "aiokafka", "msgpack", "numpy"),
+        transforms=True,
+        adds_headers=True,
+        notes=(
+            "A batch subscriber of at most 1000 records, one softmax over many messages, `publish` for each without"
+            " waiting, then all acknowledgements; `NACK_ON_ERROR`, so a batch is committed when its handler has"
+            " returned. `read_committed`; idempotent producer, `acks=all`, `linger_ms` 5, batches of 1 MiB; on uvloop."
+            " Faster would be: `publish_batch`, which gives all its messages one timestamp."
+        ),
+        share=0.1,
+    ),
+    "quix": Program(
+        command=_python("quix", "quix_apply.py"),
+        environment=_peer_environment,
+        versions=lambda: peer_versions("quix", "quixstreams", "confluent-kafka", "msgpack", "numpy"),
+        transforms=True,
+        notes=(
+            "Quix Streams: `apply` with a softmax for each message, as it offers no batch without a window."
+            " `commit_interval` 1 s, `read_committed`, `linger.ms` 5, `batch.size` 1 MB; idempotence and `acks=all`"
+            " are its defaults. The output partition is given through the producer that `to_topic` uses, whose public"
+            " interface has none. Faster would be: several processes."
+        ),
+        share=0.1,
+    ),
+    "faust": Program(
+        command=_python("faust", "faust_take.py", "worker", "--loglevel", "warn"),
+        environment=_peer_environment,
+        versions=lambda: peer_versions("faust", "faust-streaming", "aiokafka", "msgpack", "numpy"),
+        transforms=True,
+        notes=(
+            "The maintained fork of Faust: an agent that takes at most 1000 events within 100 ms, one softmax over many"
+            " messages, `send` for each, then all acknowledgements. `commit_interval` 1 s, `acks=all`, `linger` 5 ms,"
+            " batches of 1 MiB. It has no idempotent producer and reads uncommitted records. Faster would be: several"
+            " workers."
+        ),
+        share=0.02,
     ),
     "forwarding": Program(
         command=lambda: [sys.executable, str(PEERS / "forwarding.py")],

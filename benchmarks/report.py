@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 DOCS: Final = Path(__file__).parent.parent / "docs" / "performance.md"
 MIB: Final = 1 << 20
-HEADINGS: Final = ("K", "program", "messages/s", "lowest to highest", "service ÷ it", "CPU s per 100,000", "peak MiB")
+HEADINGS: Final = (
+    "K",
+    "program",
+    "measured over",
+    "messages/s",
+    "lowest to highest",
+    "service ÷ it",
+    "CPU s per 100,000",
+    "peak MiB",
+)
 _LEFT: Final = {"program"}
 
 
@@ -38,12 +47,10 @@ def plain_table(results: Mapping[str, Any]) -> str:
 
 def throughput(results: Mapping[str, Any]) -> str:
     """The section on throughput, in Markdown."""
-    rounds = results["summary"][0]["rounds"]
-    counts = {row["classes"]: row["messages"] for row in results["summary"]}
-    inputs = ", ".join(f"{count:,} of K = {classes}" for classes, count in counts.items())
+    rounds = max(row["rounds"] for row in results["summary"])
     key = (
-        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'}; messages: {inputs}. “service ÷ it” is the"
-        " service's rate divided by that program's."
+        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'}. “measured over” is how many messages; a slow"
+        " program gets a part of the input. “service ÷ it” is the service's rate divided by that program's."
     )
     if most := results.get("input_batch_records"):
         key += f" Record batches of 1 to {most} records in the input."
@@ -56,6 +63,7 @@ def throughput(results: Mapping[str, Any]) -> str:
         _markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
         *(_markdown_row(row) for row in _rows(results["summary"])),
         "",
+        *_failures(results),
         "The programs, their versions and settings:",
         "",
         *(_about(name, program) for name, program in results["programs"].items()),
@@ -93,8 +101,7 @@ def latency(results: Mapping[str, Any]) -> str:
         _markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
         *map(_markdown_row, rows),
     ]
-    if results["failures"]:
-        lines += ["", "Turns without figures:", "", *(f"- {line.splitlines()[0]}" for line in results["failures"])]
+    lines += _failures(results)
     if results["quick"]:
         lines.insert(0, "**A quick try, not a measurement.**\n")
     return "\n".join(lines)
@@ -137,12 +144,18 @@ def _rows(summary: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         yield [
             str(row["classes"]),
             row["program"],
+            f"{row['messages']:,}",
             f"{row['rate']:,.0f}",
             f"{row['lowest_rate']:,.0f} to {row['highest_rate']:,.0f}",
             "" if ratio is None else f"{ratio:.2f}",
             f"{row['cpu_seconds']:.3f}",
             f"{row['peak_rss'] / MIB:.0f}",
         ]
+
+
+def _failures(results: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {line.splitlines()[0]}" for line in results["failures"]]
+    return ["", "Turns without figures:", "", *lines, ""] if lines else []
 
 
 def _origin(results: Mapping[str, Any]) -> str:

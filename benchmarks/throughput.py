@@ -6,7 +6,7 @@ For each number of classes an input topic is filled once. Then the programs take
 a new output topic and a new group, is started as a process, and the ends of its output topic are looked at every
 20 ms: its rate is that of the messages between 5 % and 100 % of the input. Processor time is that of the same span.
 Afterwards the outputs are counted and a sample is verified; a program that lost, repeated or miscalculated something
-has no rate.
+has no figures for that turn. A slow program is measured over a share of the input.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 import statistics
 import sys
@@ -26,12 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import machine, report
-from benchmarks.environments import Unavailable
 from benchmarks.kafka import DEAD_LETTER_BYTES, PARTITIONS, EndOffsets, create_topic, delete_topic
 from benchmarks.load import BATCH_BYTES, Filler, Messages
 from benchmarks.processes import BenchmarkError, MeasuredProcess
 from benchmarks.programs import PROGRAMS, SERVICE, Place, Program
-from benchmarks.verification import verify
+from benchmarks.toolchains import Unavailable
+from benchmarks.verification import verify, verify_committed
 from service.broker import Broker, BrokerConfig
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Run:
 
     Attributes:
         classes: logits in a message.
-        messages: in the input.
+        messages: of the input that it was measured over.
         program: its name.
         round: from 1.
         rate: see `Span`.
@@ -178,6 +179,14 @@ async def watch(process: MeasuredProcess, output: EndOffsets, messages: int) -> 
     return Span(measured / (now - began_at), cpu_seconds, first_output or 0.0)
 
 
+async def settled(output: EndOffsets) -> None:
+    """Give a program that has seen all its input the time to write what it should not."""
+    before = -1
+    while (now := await output.total()) > before:
+        before = now
+        await asyncio.sleep(SETTLE_SECONDS)
+
+
 @asynccontextmanager
 async def output_topic(bootstrap: str) -> AsyncIterator[tuple[str, EndOffsets]]:
     """A new topic, and the looks at it; removed afterwards."""
@@ -201,17 +210,21 @@ async def run_program(name: str, program: Program, source: Input, turn: int) -> 
         group = f"group-{topic}"
         place = Place(source.bootstrap, source.topic, topic, source.dead_letter_topic, group)
         with MeasuredProcess(name, command, program.environment(place)) as process:
-            span = await watch(process, output, source.messages)
+            span = await watch(process, output, math.ceil(program.share * source.messages))
             peak_rss = process.peak_rss()
-            await asyncio.sleep(SETTLE_SECONDS)
+            if program.share == 1:
+                await settled(output)
             end = process.stop()
-        ends = await output.each()
-        if sum(ends) != source.messages:
-            raise BenchmarkError(f"{name} wrote {sum(ends)} outputs for {source.messages} inputs")
-        verified = await verify(source.bootstrap, source.topic, topic, ends, transformed=program.transforms)
+        if program.transactional:
+            written, verified = await verify_committed(source.bootstrap, source.topic, topic, program)
+        else:
+            ends = await output.each()
+            written, verified = sum(ends), await verify(source.bootstrap, source.topic, topic, ends, program)
+        if not program.share * source.messages <= written <= source.messages:
+            raise BenchmarkError(f"{name} wrote {written} outputs for {source.messages} inputs")
     return Run(
         classes=source.classes,
-        messages=source.messages,
+        messages=math.ceil(program.share * source.messages),
         program=name,
         round=turn,
         **asdict(span),
@@ -237,27 +250,36 @@ async def filled_input(bootstrap: str, classes: int, messages: int, batch_record
         await delete_topic(bootstrap, dead_letters)
 
 
-async def measure(bootstrap: str, plan: Plan) -> list[Run]:
-    """Carry the plan out on a running broker."""
-    runs = []
+async def measure(bootstrap: str, plan: Plan) -> tuple[list[Run], list[str]]:
+    """Carry the plan out on a running broker.
+
+    Returns:
+        The turns, and a line for each that has no figures.
+    """
+    runs, failures = [], []
     for classes in plan.classes:
         async with filled_input(bootstrap, classes, plan.messages_for(classes), plan.batch_records) as source:
             # Round 0 warms the broker, whose code is still being compiled, and is not counted.
             turns = [(0, plan.programs[0])]
             turns += [(turn, name) for turn in range(1, plan.rounds + 1) for name in plan.programs]
             for turn, name in turns:
-                run = await run_program(name, PROGRAMS[name], source, turn)
+                try:
+                    run = await run_program(name, PROGRAMS[name], source, turn)
+                except BenchmarkError as error:
+                    failures.append(f"{name}, K = {classes}, round {turn}: {error}")
+                    print(f"  {failures[-1]}", flush=True)
+                    continue
                 _show(run)
                 if turn:
                     runs.append(run)
                 await asyncio.sleep(REST_SECONDS)
-    return runs
+    return runs, failures
 
 
 def _show(run: Run) -> None:
     turn = f"round {run.round}" if run.round else "warm-up"
     print(
-        f"  {turn:<8} {run.program:<18} {run.rate:>10,.0f}/s  {run.cpu_seconds:6.3f} CPU s per {PER:,}"
+        f"  {turn:<8} {run.program:<26} {run.rate:>10,.0f}/s  {run.cpu_seconds:6.3f} CPU s per {PER:,}"
         f"  {run.peak_rss / (1 << 20):6.0f} MiB",
         flush=True,
     )
@@ -316,7 +338,9 @@ def execute(plan: Plan) -> dict[str, Any]:
     # Removed logs free their memory soon, or those of several runs would add up.
     properties = {"log.segment.delete.delay.ms": "500"}
     with Broker(BrokerConfig(benchmark=True, tmpfs=on_tmpfs, properties=properties), progress=print) as broker:
-        runs = asyncio.run(measure(broker.bootstrap_servers, plan))
+        runs, failures = asyncio.run(measure(broker.bootstrap_servers, plan))
+    if not runs:
+        raise BenchmarkError("No program has a figure")
     return {
         "command": plan.command(),
         "quick": plan.quick,
@@ -326,6 +350,7 @@ def execute(plan: Plan) -> dict[str, Any]:
         "input_batch_records": plan.batch_records,
         "programs": programs,
         "summary": summarise(runs),
+        "failures": failures,
         "runs": [asdict(run) for run in runs],
     }
 

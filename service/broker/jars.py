@@ -14,15 +14,16 @@ MANIFEST_PATH = Path(__file__).parent.with_name("broker_jars.json")
 
 @dataclass(frozen=True)
 class Manifest:
-    """The jars that may run: the coordinate they are fetched by, and the SHA-256 of each."""
+    """The jars that may run: the coordinate they are fetched by, the SHA-256 of each, and the file that says so."""
 
     coordinate: str
     jars: dict[str, str]
+    path: Path
 
     @classmethod
-    def load(cls) -> "Manifest":
-        """Read the committed manifest."""
-        return cls(**json.loads(MANIFEST_PATH.read_text()))
+    def load(cls, path: Path = MANIFEST_PATH) -> "Manifest":
+        """Read a committed manifest."""
+        return cls(**json.loads(path.read_text()), path=path)
 
     def verify(self, directory: Path, cure: str) -> None:
         """Refuse a directory that does not hold exactly these jars.
@@ -44,9 +45,9 @@ class Manifest:
         if jar.name not in found:
             return "is missing"
         if jar.name not in self.jars:
-            return f"is not listed in {MANIFEST_PATH.name}"
+            return f"is not listed in {self.path.name}"
         if sha256(jar) != self.jars[jar.name]:
-            return f"differs from its SHA-256 in {MANIFEST_PATH.name}"
+            return f"differs from its SHA-256 in {self.path.name}"
         return None
 
 
@@ -81,13 +82,26 @@ def fetch(coordinate: str, directory: Path) -> None:
         gathered.rename(directory)
 
 
-def write_manifest(coordinate: str) -> None:
+def fetch_verified(manifest: Manifest, destination: Path) -> None:
+    """Fetch the jars of a manifest into a new directory, which does not come to be if one is not what it should be.
+
+    Raises:
+        BrokerError: They cannot be fetched, or one is not what it should be.
+    """
+    with tempfile.TemporaryDirectory(prefix="unverified-", dir=destination.parent) as scratch:
+        fetched = Path(scratch, "jars")
+        fetch(manifest.coordinate, fetched)
+        manifest.verify(fetched, "It was fetched just now and is not kept: ask whoever provides jars to this network")
+        fetched.rename(destination)
+
+
+def write_manifest(coordinate: str, path: Path = MANIFEST_PATH) -> None:
     """Fetch the coordinate anew, and trust what came: makes the manifest that is then reviewed and committed."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "jars")
         fetch(coordinate, directory)
         jars = {jar.name: sha256(jar) for jar in sorted(directory.iterdir())}
-    MANIFEST_PATH.write_text(json.dumps({"coordinate": coordinate, "jars": jars}, indent=2) + "\n")
+    path.write_text(json.dumps({"coordinate": coordinate, "jars": jars}, indent=2) + "\n")
 
 
 def missing_extra() -> BrokerError:
