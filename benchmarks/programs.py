@@ -163,6 +163,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
             " several processes where there are cores for them, and no Python object for each logit, of which there"
             " are the more the larger K."
         ),
+        share=0.2,
     ),
     "confluent-stacked": Program(
         command=_python("confluent", "confluent_loop.py", "--stacked"),
@@ -173,6 +174,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
             f"The same loop with one softmax over many messages and one packer for all. {_CONFLUENT_NOTES}"
             " Faster would be: the same as above, save the array."
         ),
+        share=0.3,
     ),
     "confluent-transform": Program(
         command=_python("transform", "confluent_loop.py", "--service"),
@@ -183,6 +185,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
             "The same loop around the service's own transform: what our columns bring without our record batches."
             f" {_CONFLUENT_NOTES} Faster would be: no object for each message, not waiting for the acknowledgements."
         ),
+        share=0.5,
     ),
     "go-library": Program(
         command=_go("library"),
