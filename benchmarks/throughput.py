@@ -78,6 +78,11 @@ class Plan:
             return self.messages
         return min(MOST_MESSAGES, ELEMENTS // classes) // (QUICK_SHARE if self.quick else 1)
 
+    def programs_for(self, classes: int) -> list[str]:
+        """The programs that have a turn: of several numbers of classes, slow ones see only the middle one."""
+        middle = sorted(self.classes)[len(self.classes) // 2]
+        return [name for name in self.programs if classes == middle or PROGRAMS[name].share == 1]
+
     def command(self) -> str:
         """What to type for the same again."""
         options = ["--classes", ",".join(map(str, self.classes)), "--rounds", str(self.rounds)]
@@ -261,7 +266,7 @@ async def measure(bootstrap: str, plan: Plan) -> tuple[list[Run], list[str]]:
         async with filled_input(bootstrap, classes, plan.messages_for(classes), plan.batch_records) as source:
             # Round 0 warms the broker, whose code is still being compiled, and is not counted.
             turns = [(0, plan.programs[0])]
-            turns += [(turn, name) for turn in range(1, plan.rounds + 1) for name in plan.programs]
+            turns += [(turn, name) for turn in range(1, plan.rounds + 1) for name in plan.programs_for(classes)]
             for turn, name in turns:
                 try:
                     run = await run_program(name, PROGRAMS[name], source, turn)
