@@ -28,6 +28,9 @@ pub fn consumer_config() -> ClientConfig {
         .set("group.id", variable("GROUP"))
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
+        // By default it stops for a second where so many records wait to be read.
+        .set("queued.min.messages", "1000000")
+        .set("fetch.queue.backoff.ms", "10")
         // What is stored is committed each second and at the end; we store what is acknowledged.
         .set("enable.auto.offset.store", "false")
         .set("auto.commit.interval.ms", "1000");
