@@ -295,7 +295,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     if given.write_docs:
-        report.write_docs("latency", report.latency(results))
+        report.publish(results)
 
 
 if __name__ == "__main__":

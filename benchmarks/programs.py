@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 SERVICE: Final = "softmax-service"
+EXACTLY_ONCE: Final = "softmax-service-exactly-once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,10 @@ _GO_NOTES: Final = (
 _RUST_NOTES: Final = (
     "Reads at most 10,000 records at once, produces their outputs, and waits for the acknowledgements of those before;"
     " then stores their offsets, and what is stored is committed each second. Reads `read_committed`; idempotent"
-    " producer, `acks=all`, `linger.ms` 5, `batch.size` 1 MB, no compression;"
-    " `queued.min.messages` 1,000,000 and `fetch.queue.backoff.ms` 10, without which it stops for a second each time that"
-    " 100,000 small messages wait; everything else is librdkafka's default, its threads among it. Built with all optimisations and this machine's vector instructions."
+    " producer, `acks=all`, `linger.ms` 5, `batch.size` 1 MB, no compression; `queued.min.messages` 1,000,000 and"
+    " `fetch.queue.backoff.ms` 10, without which it stops for a second each time that 100,000 small messages wait;"
+    " everything else is librdkafka's default, its threads among it. Built with all optimisations and this machine's"
+    " vector instructions."
 )
 
 _STREAMS_NOTES: Final = (
@@ -151,6 +153,14 @@ PROGRAMS: Final[Mapping[str, Program]] = {
             "As delivered: every setting at its default save the broker, the topics, the group and the HTTP port."
             " Its metrics and health checks are on; the peers have none."
         ),
+    ),
+    EXACTLY_ONCE: Program(
+        command=service_command,
+        environment=lambda place: {**service_environment(place), "SOFTMAX_DELIVERY__GUARANTEE": "exactly_once"},
+        versions=lambda: own_versions("softmax-service", "aiokafka", "msgpack", "numpy", "uvloop"),
+        transforms=True,
+        transactional=True,
+        notes="The same with `delivery.guarantee` `exactly_once`: as many messages in a transaction as have come.",
     ),
     "confluent-loop": Program(
         command=_python("confluent", "confluent_loop.py"),

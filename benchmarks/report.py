@@ -1,6 +1,6 @@
 """Figures as text: a table for the terminal, and sections of docs/performance.md.
 
-    .venv/bin/python benchmarks/report.py figures.json   # writes the section again from kept figures
+    .venv/bin/python benchmarks/report.py figures.json   # writes the section and its plot again from kept figures
 
 What stands between the markers of a section is written here and nowhere else.
 """
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks import plots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 DOCS: Final = Path(__file__).parent.parent / "docs" / "performance.md"
 MIB: Final = 1 << 20
+SOAK_ROWS: Final = 12
 HEADINGS: Final = (
     "K",
     "program",
@@ -59,6 +63,7 @@ def throughput(results: Mapping[str, Any]) -> str:
         "",
         key,
         "",
+        *([] if results.get("input_batch_records") else _plot("throughput")),
         _markdown_row(HEADINGS),
         _markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
         *(_markdown_row(row) for row in _rows(results["summary"])),
@@ -97,6 +102,7 @@ def latency(results: Mapping[str, Any]) -> str:
         "",
         f"Medians of {results['planned_rounds']} rounds of {results['seconds']:g} s, K = {results['classes']}.",
         "",
+        *_plot("latency"),
         _markdown_row(headings),
         _markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
         *map(_markdown_row, rows),
@@ -109,18 +115,44 @@ def latency(results: Mapping[str, Any]) -> str:
 
 def soak(results: Mapping[str, Any]) -> str:
     """The section on the soak, in Markdown."""
-    slope = results["rss_slope_mib_per_hour"]
-    headings = ["minute", "RSS at its end, MiB", "messages/s"]
-    rows = [[str(row["minute"]), f"{row['rss'] / MIB:.1f}", f"{row['rate']:,.0f}"] for row in results["minutes"]]
+    headings = ["minute", "RSS at its end, MiB", "messages/s", "most waiting", "p50, ms", "p99, ms"]
+    step = max(1, len(results["minutes"]) // SOAK_ROWS)
+    rows = [
+        [
+            str(row["minute"]),
+            f"{row['rss'] / MIB:.1f}",
+            f"{row['rate']:,.0f}",
+            f"{row['waiting']:,}",
+            f"{row['p50_ms']:.0f}",
+            f"{row['p99_ms']:.0f}",
+        ]
+        for row in results["minutes"][step - 1 :: step]
+    ]
     summary = (
-        f"K = {results['classes']}, {results['outputs']:,} messages in {results['seconds'] / 60:.1f} minutes of load."
-        f" RSS grew by {slope:+.2f} MiB an hour (a line through all samples from second"
-        f" {results['slope_from_second']:.0f} on; they scatter around it by {results['rss_scatter_mib']:.2f} MiB)."
-        f" When the load ended, {results['lag_at_end_of_load']:,} messages were waiting;"
-        f" after the stop {results['uncommitted_after_stop']:,} were not committed."
+        f"K = {results['classes']}, {results['outputs']:,} messages, of them {results['seconds'] / 60:.1f} minutes at"
+        f" {results['share']:.0%} of the {results['capacity']:,.0f} a second that the service carried when the loader"
+        f" sent whenever it could. RSS grew by {results['rss_slope_mib_per_hour']:+.2f} MiB an hour (a line through all"
+        f" samples from second {results['slope_from_second']:.0f} on; they scatter around it by"
+        f" {results['rss_scatter_mib']:.2f} MiB). When the load ended, {results['lag_at_end_of_load']:,} messages were"
+        f" waiting; after the stop {results['uncommitted_after_stop']:,} were not committed."
     )
     table = [_markdown_row(headings), _markdown_row(["---:"] * len(headings)), *map(_markdown_row, rows)]
-    return "\n".join([_origin(results), "", summary, "", *table])
+    return "\n".join([_origin(results), "", summary, "", *_plot("soak"), *table])
+
+
+def publish(results: Mapping[str, Any]) -> None:
+    """Write the section of docs/performance.md that such results belong to, and draw its plot."""
+    if "latency" in results:
+        write_docs("latency", latency(results))
+    elif "minutes" in results:
+        write_docs("soak", soak(results))
+    else:
+        write_docs(*throughput_section(results))
+    if not results.get("input_batch_records"):
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = Path(scratch, "figures.json")
+            figures.write_text(json.dumps(results), encoding="utf-8")
+            plots.draw(figures)
 
 
 def write_docs(section: str, text: str) -> None:
@@ -153,6 +185,17 @@ def _rows(summary: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         ]
 
 
+def _plot(name: str) -> list[str]:
+    """The plot of a section, which plots.py draws, in the reader's theme."""
+    return [
+        "<picture>",
+        f'  <source media="(prefers-color-scheme: dark)" srcset="images/{name}-dark.svg">',
+        f'  <img alt="The table below as a plot" src="images/{name}-light.svg">',
+        "</picture>",
+        "",
+    ]
+
+
 def _failures(results: Mapping[str, Any]) -> list[str]:
     lines = [f"- {line.splitlines()[0]}" for line in results["failures"]]
     return ["", "Turns without figures:", "", *lines, ""] if lines else []
@@ -181,13 +224,7 @@ def main() -> None:
     """Write a section of the document from a file of figures."""
     parser = argparse.ArgumentParser(description="Write a section of docs/performance.md from kept figures.")
     parser.add_argument("figures", type=Path, help="a file that throughput.py or soak.py wrote with --json")
-    results = json.loads(parser.parse_args().figures.read_text(encoding="utf-8"))
-    if "latency" in results:
-        write_docs("latency", latency(results))
-    elif "minutes" in results:
-        write_docs("soak", soak(results))
-    else:
-        write_docs(*throughput_section(results))
+    publish(json.loads(parser.parse_args().figures.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Does the service's memory grow? It runs under full load for minutes, and its size is looked at every second.
+"""Does it last? The service runs for an hour at a share of what it can carry: its memory, its lag, its latency.
 
-    .venv/bin/python benchmarks/soak.py --minutes 30 --json soak.json
+    scripts/soak --json soak.json --write-docs
 
-The load stays a bounded number of bytes ahead of the outputs, so that the topics, which keep little, never drop a
-record that has not been read.
+What it can carry is measured first, for a minute, under the same loader, which sends whenever it may. Then the loader
+keeps to its rate. In both it stays a bounded number of bytes ahead of the outputs, so that the topics, which keep
+little, never drop a record that has not been read. A portion's age is counted from before it was sent until the looks
+at the output's ends, every 20 ms, have found all of it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -28,6 +32,9 @@ from benchmarks.processes import BenchmarkError, MeasuredProcess
 from benchmarks.programs import SERVICE, Place, service_command, service_environment
 from service.broker import Broker, BrokerConfig
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 MIB: Final = 1 << 20
 # All that waits could lie in one partition and would still be kept there.
 AHEAD_BYTES: Final = 64 * MIB
@@ -36,6 +43,9 @@ SEGMENT_BYTES: Final = 32 * MIB
 # Two topics, four partitions each, and what has been cut off but not yet removed.
 LOG_BYTES: Final = 8 * (RETAINED_BYTES + 4 * SEGMENT_BYTES)
 PORTION: Final = 20_000
+# At a rate: small, so that the load is even.
+PACED_PORTION: Final = 5_000
+CAPACITY_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 0.02
 SAMPLE_SECONDS: Final = 1.0
 START_SECONDS: Final = 60
@@ -50,11 +60,12 @@ BROKER_PROPERTIES: Final = {"log.retention.check.interval.ms": "2000", "log.segm
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A look at the service: seconds since the load began, bytes of memory, outputs so far."""
+    """A look at the service: seconds since the load began, bytes of memory, outputs so far, messages without one."""
 
     second: float
     rss: int
     outputs: int
+    waiting: int
 
 
 class Soak:
@@ -63,27 +74,35 @@ class Soak:
     def __init__(self, process: MeasuredProcess, filler: Filler, output: EndOffsets, ahead: int) -> None:
         """Send nothing yet; `ahead` messages at most are to wait for their outputs."""
         self.samples: list[Sample] = []
+        # Of each portion that is complete: when it was sent, in seconds since the load began, and its age in seconds.
+        self.ages: list[tuple[float, float]] = []
         self.sent = 0
         self.outputs = 0
+        self._portions: deque[tuple[int, float]] = deque()
+        self._started = 0.0
         self._process, self._filler, self._output, self._ahead = process, filler, output, ahead
 
-    async def run(self, seconds: float) -> None:
-        """Load it for so long.
+    async def capacity(self, seconds: float) -> float:
+        """Messages a second under as much load as it takes, once it works.
 
         Raises:
             BenchmarkError: it ended or stood still.
         """
-        await self._warm_up()
-        started = time.monotonic()
-        sampling = asyncio.create_task(self._sample(started))
-        try:
-            while time.monotonic() - started < seconds and not sampling.done():
-                await self._feed()
-        finally:
-            sampling.cancel()
-            await asyncio.gather(sampling, return_exceptions=True)
-        if not sampling.cancelled():
-            sampling.result()
+        await self._send(PORTION)
+        await self._wait_for_outputs(START_SECONDS)
+        await self._under_load(seconds, math.inf)
+        first, *_, last = [sample for sample in self.samples if sample.second >= seconds / 2]
+        return (last.outputs - first.outputs) / (last.second - first.second)
+
+    async def run(self, seconds: float, rate: float) -> None:
+        """Load it for so long with so many messages a second.
+
+        Raises:
+            BenchmarkError: it ended or stood still.
+        """
+        await self.drain()
+        self.samples, self.ages = [], []
+        await self._under_load(seconds, rate)
 
     async def drain(self) -> None:
         """Wait for the last outputs.
@@ -95,14 +114,45 @@ class Soak:
 
     async def look(self) -> int:
         """How many messages wait for their outputs now."""
-        self.outputs = await self._output.total()
+        ends = await self._output.each()
+        self.outputs = sum(ends)
+        # A portion is spread evenly.
+        complete, now = min(ends) * len(ends), time.monotonic()
+        while self._portions and self._portions[0][0] <= complete:
+            _, sent_at = self._portions.popleft()
+            self.ages.append((sent_at - self._started, now - sent_at))
         return self.sent - self.outputs
 
-    async def _warm_up(self) -> None:
-        """Wait until it works, so that seconds count from there."""
-        await self._filler.send(PORTION)
-        self.sent += PORTION
-        await self._wait_for_outputs(START_SECONDS)
+    async def _under_load(self, seconds: float, rate: float) -> None:
+        self._started = time.monotonic()
+        watching = [asyncio.create_task(self._sample()), asyncio.create_task(self._watch())]
+        try:
+            await self._feed(seconds, rate, watching)
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+        for task in watching:
+            if not task.cancelled():
+                task.result()
+
+    async def _feed(self, seconds: float, rate: float, watching: Sequence[asyncio.Task[None]]) -> None:
+        portion = PORTION if rate == math.inf else PACED_PORTION
+        begin = self.sent
+        while (passed := time.monotonic() - self._started) < seconds and not any(task.done() for task in watching):
+            early = (self.sent + portion - begin) / rate - passed
+            if early > 0:
+                await asyncio.sleep(early)
+            elif self.sent - self.outputs + portion > self._ahead:
+                await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                await self._send(portion)
+
+    async def _send(self, count: int) -> None:
+        now = time.monotonic()
+        self.sent += count
+        self._portions.append((self.sent, now))
+        await self._filler.send(count)
 
     async def _wait_for_outputs(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -112,28 +162,27 @@ class Soak:
                 raise BenchmarkError(f"{self.sent - self.outputs} outputs missing:\n{self._process.tail()}")
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _feed(self) -> None:
-        if await self.look() + PORTION > self._ahead:
+    async def _watch(self) -> None:
+        while True:
+            await self.look()
             await asyncio.sleep(PAUSE_SECONDS)
-            return
-        await self._filler.send(PORTION)
-        self.sent += PORTION
 
-    async def _sample(self, started: float) -> None:
-        moved_at, before = started, self.outputs
+    async def _sample(self) -> None:
+        moved_at, before = self._started, self.outputs
         for number in range(1, sys.maxsize):
-            await asyncio.sleep(max(0.0, started + number * SAMPLE_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.0, self._started + number * SAMPLE_SECONDS - time.monotonic()))
             self._process.check()
             now = time.monotonic()
-            self.samples.append(Sample(now - started, self._process.rss(), self.outputs))
+            waiting = self.sent - self.outputs
+            self.samples.append(Sample(now - self._started, self._process.rss(), self.outputs, waiting))
             if self.outputs > before:
                 moved_at, before = now, self.outputs
             elif now - moved_at > STALLED_SECONDS:
                 raise BenchmarkError(f"No output for {STALLED_SECONDS} s:\n{self._process.tail()}")
 
 
-async def soak(bootstrap: str, classes: int, seconds: float) -> dict[str, Any]:
-    """Soak the service on a running broker."""
+async def soak(bootstrap: str, classes: int, seconds: float, share: float) -> dict[str, Any]:
+    """Soak the service on a running broker, at a share of what it can carry."""
     messages = Messages(classes)
     ahead = max(2 * PORTION, AHEAD_BYTES // messages.mean_bytes)
     place = Place(bootstrap, "soak-input", "soak-output", "soak-dead-letters", GROUP)
@@ -146,7 +195,9 @@ async def soak(bootstrap: str, classes: int, seconds: float) -> dict[str, Any]:
     ):
         with MeasuredProcess(SERVICE, service_command(), service_environment(place)) as process:
             run = Soak(process, filler, output, ahead)
-            await run.run(seconds)
+            capacity = await run.capacity(min(CAPACITY_SECONDS, seconds))
+            print(f"It carries {capacity:,.0f} messages a second; now {share:.0%} of that", flush=True)
+            await run.run(seconds, share * capacity)
             waiting = await run.look()
             await run.drain()
             peak_rss = process.peak_rss()
@@ -158,13 +209,15 @@ async def soak(bootstrap: str, classes: int, seconds: float) -> dict[str, Any]:
         "classes": classes,
         "seconds": run.samples[-1].second,
         "outputs": outputs,
+        "capacity": capacity,
+        "share": share,
         "most_ahead": ahead,
         "lag_at_end_of_load": waiting,
         "uncommitted_after_stop": run.sent - await committed(bootstrap, GROUP),
         "cpu_seconds": end.cpu_seconds,
         "peak_rss": peak_rss,
         **_trend(run.samples),
-        "minutes": _minutes(run.samples),
+        "minutes": _minutes(run),
         "samples": [asdict(sample) for sample in run.samples],
     }
 
@@ -181,29 +234,33 @@ def _trend(samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def _minutes(samples: list[Sample]) -> list[dict[str, float]]:
-    """Size at the end of each minute, and the rate within it; the last may be a part of one."""
+def _minutes(run: Soak) -> list[dict[str, float]]:
+    """Each minute's size at its end, its rate, most waiting and ages; the last may be a part of one."""
     samples_a_minute = round(60 / SAMPLE_SECONDS)
     minutes = []
-    before = samples[0]
-    for number, start in enumerate(range(0, len(samples), samples_a_minute), 1):
-        last = samples[start : start + samples_a_minute][-1]
+    before = run.samples[0]
+    for number, start in enumerate(range(0, len(run.samples), samples_a_minute), 1):
+        within = run.samples[start : start + samples_a_minute]
+        last = within[-1]
         rate = (last.outputs - before.outputs) / max(last.second - before.second, SAMPLE_SECONDS)
-        minutes.append({"minute": number, "rss": last.rss, "rate": rate})
+        ages = [age * 1000 for sent_at, age in run.ages if 60 * (number - 1) <= sent_at < 60 * number]
+        p50, p99 = np.percentile(ages, (50, 99)).tolist() if ages else (math.nan, math.nan)
+        most = max(sample.waiting for sample in within)
+        minutes.append({"minute": number, "rss": last.rss, "rate": rate, "waiting": most, "p50_ms": p50, "p99_ms": p99})
         before = last
     return minutes
 
 
-def execute(classes: int, minutes: float) -> dict[str, Any]:
+def execute(classes: int, minutes: float, share: float) -> dict[str, Any]:
     """Start a broker, soak, and return everything that is to be known about it."""
     on_tmpfs = machine.fits_in_memory(LOG_BYTES)
     about = machine.describe(on_tmpfs=on_tmpfs)
     machine.warn_if_busy(about["load_before"])
     config = BrokerConfig(benchmark=True, tmpfs=on_tmpfs, properties=BROKER_PROPERTIES)
     with Broker(config, progress=print) as broker:
-        figures = asyncio.run(soak(broker.bootstrap_servers, classes, minutes * 60))
+        figures = asyncio.run(soak(broker.bootstrap_servers, classes, minutes * 60, share))
     return {
-        "command": f"benchmarks/soak.py --minutes {minutes:g} --classes {classes}",
+        "command": f"scripts/soak --minutes {minutes:g} --classes {classes} --share {share:g}",
         "machine": about,
         "versions": own_versions("softmax-service", "aiokafka", "msgpack", "numpy", "uvloop"),
         **figures,
@@ -213,7 +270,10 @@ def execute(classes: int, minutes: float) -> dict[str, Any]:
 def show(results: dict[str, Any]) -> None:
     """Print what matters."""
     for row in results["minutes"]:
-        print(f"minute {row['minute']:>3}: {row['rss'] / MIB:7.1f} MiB  {row['rate']:>10,.0f} messages/s")
+        print(
+            f"minute {row['minute']:>3}: {row['rss'] / MIB:7.1f} MiB  {row['rate']:>10,.0f} messages/s"
+            f"  p50 {row['p50_ms']:5.0f}  p99 {row['p99_ms']:5.0f} ms"
+        )
     print(f"peak RSS: {results['peak_rss'] / MIB:.1f} MiB")
     print(
         f"RSS slope from second {results['slope_from_second']:.0f}:"
@@ -227,21 +287,22 @@ def main() -> None:
     """Soak, print, write."""
     # So that what was started is ended: as an exception SIGTERM passes through all `with` blocks.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    parser = argparse.ArgumentParser(description="Load the service for minutes and watch its memory.")
-    parser.add_argument("--minutes", type=float, default=30, help="how long (30)")
+    parser = argparse.ArgumentParser(prog="scripts/soak", description="Load the service for an hour.")
+    parser.add_argument("--minutes", type=float, default=60, help="how long (60)")
     parser.add_argument("--classes", type=int, default=100, help="logits in a message (100)")
+    parser.add_argument("--share", type=float, default=0.7, help="of what it can carry (0.7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--write-docs", action="store_true", help="put the section into docs/performance.md")
     given = parser.parse_args()
     try:
-        results = execute(given.classes, given.minutes)
+        results = execute(given.classes, given.minutes, given.share)
     except BenchmarkError as error:
         sys.exit(f"soak: {error}")
     show(results)
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     if given.write_docs:
-        report.write_docs("soak", report.soak(results))
+        report.publish(results)
 
 
 if __name__ == "__main__":

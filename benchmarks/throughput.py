@@ -409,7 +409,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     if given.write_docs:
-        report.write_docs(*report.throughput_section(results))
+        report.publish(results)
 
 
 if __name__ == "__main__":
