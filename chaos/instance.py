@@ -7,6 +7,7 @@ SOFTMAX_SAFEGUARDS_OFF names safeguards, separated by commas.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import pkgutil
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 FAILPOINTS_VARIABLE: Final = "SOFTMAX_FAILPOINTS"
+GUARANTEE_VARIABLE: Final = "SOFTMAX_DELIVERY__GUARANTEE"
 CONTROLS_VARIABLE: Final = "SOFTMAX_SAFEGUARDS_OFF"
 
 
@@ -35,7 +37,12 @@ class Failpoint:
     when: Literal["before", "after"]
 
 
+SECONDS_BETWEEN: Final = 0.3
+
+_EXACTLY_ONCE: Final = "service.streaming.exactly_once:ExactlyOnce"
 _AT_LEAST_ONCE: Final = "service.streaming.at_least_once:AtLeastOnce"
+_TRANSACTIONS: Final = "service.streaming.transactions:Transactions"
+_LANE: Final = "service.streaming.exactly_once:Lane"
 _PROGRESS: Final = "service.streaming.progress:Progress"
 _WORKER: Final = "service.streaming.worker:Worker"
 # Whatever the guarantee.
@@ -55,7 +62,20 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, Failpoint]]] = {
         # Committed, and nobody here knows it yet.
         "committed": Failpoint(f"{_PROGRESS}.committed", "before"),
     },
-    "exactly_once": {**_OF_THE_GROUP},
+    "exactly_once": {
+        **_OF_THE_GROUP,
+        "taking_over": Failpoint(f"{_TRANSACTIONS}.start", "before"),
+        # The lease is ours, and the offset not yet known.
+        "leased": Failpoint(f"{_TRANSACTIONS}.start", "after"),
+        "taken_over": Failpoint(f"{_LANE}.take_over", "after"),
+        "begun": Failpoint(f"{_TRANSACTIONS}.begin", "after"),
+        "produced": Failpoint(f"{_TRANSACTIONS}.send", "after"),
+        "acknowledged": Failpoint(f"{_TRANSACTIONS}.settle", "after"),
+        "offset_sent": Failpoint(f"{_TRANSACTIONS}.send_offset", "after"),
+        "committing": Failpoint(f"{_TRANSACTIONS}.commit", "before"),
+        # Committed, and nobody here knows it yet.
+        "committed": Failpoint(f"{_TRANSACTIONS}.commit", "after"),
+    },
 }
 # These are passed at a rebalance only.
 REBALANCES: Final = frozenset(_OF_THE_GROUP)
@@ -85,10 +105,50 @@ def _leave_without_draining() -> None:
     _resolve(_WORKER).on_partitions_revoked = revoked
 
 
+def _ask_for_the_offset_before_the_lease() -> None:
+    """Believe the committed offset while the last holder of the lease may still be committing another one."""
+    transactions, lane = _resolve(_TRANSACTIONS), _resolve(_LANE)
+    start = transactions.start
+    early: dict[object, object] = {}
+
+    async def take_over(self: Any) -> None:
+        early[self.partition] = await self.delivery.beginning(self.partition)
+        await original(self)
+
+    async def slow_start(self: Any) -> None:
+        # The time that it takes a busy cluster: without it the gap is a millisecond.
+        await asyncio.sleep(SECONDS_BETWEEN)
+        await start(self)
+
+    async def beginning(self: Any, partition: Any) -> Any:
+        return early.pop(partition, None) or await asked(self, partition)
+
+    exactly_once = _resolve(_EXACTLY_ONCE)
+    original, asked = lane.take_over, exactly_once.beginning
+    lane.take_over, transactions.start, exactly_once.beginning = take_over, slow_start, beginning
+
+
+def _trust_a_tainted_producer() -> None:
+    """Go on with a producer one of whose requests may still be on its way."""
+    _resolve(_TRANSACTIONS).tainted = property(lambda _: False, lambda _, __: None)
+
+
+def _commit_without_acknowledgements() -> None:
+    """Let aiokafka's commit wait for the batches, which takes failed ones for done."""
+
+    async def settle(_self: Any, _sent: object) -> None:
+        """Wait for nothing."""
+
+    _resolve(_TRANSACTIONS).settle = settle
+
+
 # What each control switches off; the storm must find what that does.
 CONTROLS: Final[Mapping[str, Callable[[], None]]] = {
     "commit_after_acknowledgement": _commit_what_was_taken,
     "drain_before_leaving": _leave_without_draining,
+    "offset_after_lease": _ask_for_the_offset_before_the_lease,
+    "taint": _trust_a_tainted_producer,
+    "await_sends": _commit_without_acknowledgements,
 }
 
 
@@ -139,7 +199,7 @@ def _resolve(path: str) -> Any:
 
 def main() -> None:
     """Wrap what the environment names, then be the service."""
-    known = {name: failpoint for of_guarantee in FAILPOINTS.values() for name, failpoint in of_guarantee.items()}
+    known = FAILPOINTS[os.environ.get(GUARANTEE_VARIABLE, "at_least_once")]
     for item in filter(None, os.environ.pop(FAILPOINTS_VARIABLE, "").split(",")):
         name, _, passes = item.partition("=")
         arm(name, known[name], int(passes))

@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 LOOP_LAG_INTERVAL = 0.1
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; return when all is drained.
+def run(settings: Settings, *, until_caught_up: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, or until all that was there at the start is done; return when it is drained.
 
     Raises:
         ServiceError: with the exit code, why not.
     """
     allocator.keep_freed_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, until_caught_up=until_caught_up))
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Serve in the running loop; see `run`."""
     metrics = Metrics(
         {"version": __version__, "numpy": np.__version__, "aiokafka": aiokafka.__version__},
@@ -50,7 +50,7 @@ async def serve(settings: Settings) -> None:
     )
     limits = Limits(settings.limits.max_message_bytes, settings.limits.max_classes)
     pipeline = Pipeline(limits, settings.profiles())
-    worker = Worker(settings, pipeline, Observers(metrics, LogEvents()))
+    worker = Worker(settings, pipeline, Observers(metrics, LogEvents()), until_caught_up=until_caught_up)
     http = HttpServer(settings.http.host, settings.http.port, metrics.registry, lambda: worker.health)
     with _StopSignals(worker):
         address = await http.start()

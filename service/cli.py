@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from service import __version__
-from service.errors import ExitCode, ServiceError
+from service.errors import ConfigurationError, ExitCode, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from service.settings import Settings
+    from service.streaming.dead_letters import Selection
     from service.transform.pipeline import Limits
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 messages were refused (transform, explain), 2 wrong settings or a taken port,
-3 Kafka cannot be reached or used, 5 work left unfinished, 70 a bug.
+3 Kafka cannot be reached or used, 4 too many messages were refused (run; limits.dead_letter_*),
+5 work left unfinished, 70 a bug.
 """
 
 app = typer.Typer(
@@ -34,8 +36,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 topics_app = typer.Typer(help="Work with the topics of the settings.", no_args_is_help=True)
+dead_letters_app = typer.Typer(help="Look at refused records, and give them back.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
+app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[
@@ -50,6 +54,8 @@ GivenAs = Annotated[
     typer.Option("--from", help="What the files hold: one message each as bytes, one a line as hex or json."),
 ]
 HeaderModel = Annotated[str | None, typer.Option("--model", help="What the record's header model would say.")]
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only those refused for it; several are allowed.")]
+OfPartition = Annotated[int | None, typer.Option("--partition", min=0, help="Only in this partition of the topic.")]
 Float32 = Annotated[bool, typer.Option("--float32", help="JSON's real numbers become float32, not float64.")]
 
 
@@ -85,7 +91,13 @@ def _root(
 
 
 @app.command()
-def run(config: ConfigFile = None) -> None:
+def run(
+    config: ConfigFile = None,
+    *,
+    until_caught_up: Annotated[
+        bool, typer.Option("--until-caught-up", help="Stop when all that was there at the start is delivered.")
+    ] = False,
+) -> None:
     """Serve: consume logits, publish probabilities, until SIGTERM or Ctrl-C.
 
     Stopping takes no more records, finishes those under way (delivery.drain_timeout_ms), commits
@@ -97,7 +109,7 @@ def run(config: ConfigFile = None) -> None:
     configure(settings.log.level, settings.log.format)
     from service.app import run as serve
 
-    serve(settings)
+    serve(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
@@ -193,6 +205,101 @@ def tail(
             await reader.stop()
 
     _await(read())
+
+
+@dead_letters_app.command("list")
+def dead_letters_list(
+    reason: Reasons = None,
+    partition: OfPartition = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Lines at most; all are counted.")] = 100,
+    config: ConfigFile = None,
+) -> None:
+    """List what was refused, where it came from and why, and how many for each reason."""
+    from collections import Counter
+
+    settings = _load(config)
+    selection = _selection(reason, partition)
+    _quiet()
+
+    async def read() -> Counter[str]:
+        from service.streaming.dead_letters import DeadLetters
+
+        reasons: Counter[str] = Counter()
+        async with DeadLetters(settings) as topic:
+            async for letter in topic.letters(selection):
+                if reasons.total() < count:
+                    _print_record(letter.record, 0, dead_letter=True)
+                reasons[letter.reason] += 1
+        return reasons
+
+    reasons = _await(read())
+    typer.echo(f"{reasons.total()} dead letters in {settings.topics.dead_letter}")
+    for name, number in reasons.most_common():
+        typer.echo(f"  {number:>8}  {name}")
+
+
+@dead_letters_app.command("show")
+def dead_letters_show(partition: int, offset: int, config: ConfigFile = None) -> None:
+    """Show one: its headers, and how the service understands its value."""
+    from service.explain import explain as explained
+
+    settings = _load(config)
+    _quiet()
+
+    async def read() -> Any:
+        from service.streaming.dead_letters import DeadLetters
+
+        async with DeadLetters(settings) as topic:
+            return (await topic.letter(partition, offset)).record
+
+    record = _await(read())
+    typer.echo(f"{record.topic}-{record.partition} @{record.offset}, timestamp {record.timestamp}, key {record.key!r}")
+    for name, value in record.headers:
+        typer.echo(f"  {name}: {(value or b'').decode(errors='backslashreplace')}")
+    if record.value is None:
+        typer.echo("no value")
+        return
+    model = next((value for name, value in record.headers if name == "model"), None)
+    _, lines = explained(record.value, model, _limits(settings), settings.profiles())
+    typer.echo("\n".join(lines))
+
+
+@dead_letters_app.command("replay")
+def dead_letters_replay(  # noqa: PLR0913 - what is selected, how it is repaired, how fast
+    reason: Reasons = None,
+    partition: OfPartition = None,
+    unwrap: Annotated[
+        str | None, typer.Option(help="The value is a map, and the message what is in this field of it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Give them this header model, so that its profile applies.")] = None,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Those that were refused so often stay.")] = 3,
+    rate: Annotated[float, typer.Option(min=0, help="Records a second; 0 for as many as the broker takes.")] = 1000,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be sent.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Give refused records back to the input topic, each once.
+
+    A replay that is broken off, or begun again, goes on where the last one with the same reasons ended.
+    """
+    settings = _load(config)
+    selection = _selection(reason, partition)
+    _quiet()
+    meter = _Meter("replayed")
+
+    async def replay() -> Any:
+        from service.streaming.dead_letters import DeadLetters, Repair
+
+        async with DeadLetters(settings) as topic:
+            repair = Repair(unwrap, model, max_attempts)
+            return await topic.replay(selection, repair, rate, meter.show, dry_run=dry_run)
+
+    done = _await(replay())
+    meter.end()
+    verb = "would be replayed" if dry_run else "replayed"
+    typer.echo(f"{done.sent} dead letters {verb} to {settings.topics.input}")
+    for why, number in done.stayed.most_common():
+        typer.echo(f"  {number:>8}  stay: {why}")
 
 
 @app.command()
@@ -292,6 +399,22 @@ def _load(config: Path | None) -> Settings:
     from service.settings import load
 
     return load(config)
+
+
+def _selection(reasons: list[str] | None, partition: int | None) -> Selection:
+    """Which dead letters are meant.
+
+    Raises:
+        ConfigurationError: there is no such reason.
+    """
+    from service.streaming.dead_letters import Selection
+    from service.transform.refusals import Reason
+
+    known = [reason.value for reason in Reason]
+    for reason in reasons or ():
+        if reason not in known:
+            raise ConfigurationError(f"There is no reason {reason}", f"It is one of {', '.join(known)}")
+    return Selection(frozenset(reasons or ()), partition)
 
 
 def _limits(settings: Settings) -> Limits:

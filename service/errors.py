@@ -45,6 +45,16 @@ class BrokerUnusableError(ServiceError):
     code = ExitCode.BROKER
 
 
+class BrokerAwayError(BrokerUnusableError):
+    """Kafka does not answer now; it may in a moment."""
+
+
+class DeadLetterLimitError(ServiceError):
+    """So many records are refused that a person should look."""
+
+    code = ExitCode.DEAD_LETTER_LIMIT
+
+
 class LostProgressError(ServiceError):
     """Records may be missing, or could not be finished in time."""
 

@@ -165,8 +165,9 @@ class HeadersSettings(Section):
 class DeliverySettings(Section):
     """What is promised and within which time."""
 
-    guarantee: Literal["at_least_once"] = "at_least_once"
-    """at_least_once: nothing is lost; after a crash a tail may be repeated."""
+    guarantee: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    """at_least_once: nothing is lost; after a crash a tail may be repeated. exactly_once: nor is anything repeated, for
+    readers of committed records; the same for all members of a group."""
     partitioning: Literal["same", "key"] = "same"
     """same: output partition = input partition. key: by hash of the key, as the Java client does."""
     commit_interval_ms: Milliseconds = 1000
@@ -175,6 +176,8 @@ class DeliverySettings(Section):
     """How long a stop or a rebalance may wait for deliveries under way."""
     retry_deadline_ms: Milliseconds = 120_000
     """How long to wait for a broker that is away before giving up."""
+    transaction_timeout_ms: int = Field(default=60_000, ge=2_000, le=900_000)
+    """With exactly_once: how long Kafka keeps a transaction open whose owner is gone and has no successor."""
     start_offset: Literal["earliest", "latest"] = "earliest"
     """Where to begin on a partition for which the group has no commit."""
     on_offset_lost: Literal["stop", "earliest", "latest"] = "stop"
@@ -199,6 +202,10 @@ class LimitsSettings(Section):
     """Longest value; longer ones are refused."""
     max_classes: int = Field(default=1_000_000, ge=1)
     """Most classes; more are refused."""
+    dead_letter_max_run: int = Field(default=1000, ge=0)
+    """So many refused records in a row on a partition end the service with exit code 4; 0: no limit."""
+    dead_letter_max_ratio: float = Field(default=0.5, gt=0, le=1)
+    """A higher share of the last 10,000 records, refused, ends it too; 1: no limit."""
     in_flight_bytes: int = Field(default=64 * MIB, ge=MIB)
     """Most bytes of inputs whose outputs are not yet acknowledged."""
 
@@ -281,6 +288,15 @@ class Settings(Section):
     """Whether a message that names a model without a profile is refused."""
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> Settings:
+        if self.delivery.guarantee == "exactly_once":
+            if not self.kafka.idempotent_producer:
+                raise ValueError("delivery.guarantee exactly_once needs kafka.idempotent_producer")
+            if self.kafka.isolation_level != "read_committed":
+                raise ValueError("delivery.guarantee exactly_once needs kafka.isolation_level read_committed")
+        return self
 
     @model_validator(mode="after")
     def _drains_in_time(self) -> Settings:

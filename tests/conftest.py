@@ -54,8 +54,8 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
     """Make service processes that end with the test, however it ends."""
     made: list[ServiceProcess] = []
 
-    def make(bus: Bus, **settings: object) -> ServiceProcess:
-        service = ServiceProcess(bus, tmp_path / f"service-{len(made)}.log", settings)
+    def make(bus: Bus, failpoint: str = "", **settings: object) -> ServiceProcess:
+        service = ServiceProcess(bus, tmp_path / f"service-{len(made)}.log", settings, failpoint)
         made.append(service)
         return service
 

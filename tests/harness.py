@@ -19,6 +19,8 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from chaos.instance import FAILPOINTS_VARIABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
@@ -72,6 +74,7 @@ class Bus:
         name: str,
         partitions: int,
         *,
+        replication: int = 1,
         output_partitions: int | None = None,
         output_configs: Mapping[str, str] | None = None,
         input_configs: Mapping[str, str] | None = None,
@@ -84,12 +87,14 @@ class Bus:
         self.input, self.output, self.dead_letter = f"{name}.logits", f"{name}.probabilities", f"{name}.dead"
         self.connection: dict[str, Any] = {"bootstrap_servers": servers, **(connection or {})}
         self._topics = [
-            NewTopic(self.input, partitions, 1, topic_configs=dict(input_configs or {})),
-            NewTopic(self.output, output_partitions or partitions, 1, topic_configs=dict(output_configs or {})),
+            NewTopic(self.input, partitions, replication, topic_configs=dict(input_configs or {})),
+            NewTopic(
+                self.output, output_partitions or partitions, replication, topic_configs=dict(output_configs or {})
+            ),
             NewTopic(
                 self.dead_letter,
                 partitions,
-                1,
+                replication,
                 topic_configs={"max.message.bytes": "1100000", **(dead_letter_configs or {})},
             ),
         ]
@@ -201,22 +206,28 @@ class Bus:
 
 
 class ServiceProcess:
-    """`softmax-service run` as its own process."""
+    """`softmax-service run` as its own process; one with a failpoint, as in `committed=3`, dies there."""
 
-    def __init__(self, bus: Bus, log: Path, settings: Mapping[str, object]) -> None:
+    def __init__(self, bus: Bus, log: Path, settings: Mapping[str, object], failpoint: str = "") -> None:
         defaults = {**bus.settings, "log__format": "json"}
-        # The whole suite can be run on aiokafka's public interface alone.
+        # The whole suite can be run on aiokafka's public interface alone, and with the other guarantee.
         if whole_batches := os.environ.get("SOFTMAX_TEST_WHOLE_BATCHES"):
             defaults["kafka__whole_batches"] = whole_batches
+        if guarantee := os.environ.get("SOFTMAX_TEST_GUARANTEE"):
+            defaults["delivery__guarantee"] = guarantee
         self._environment = clean_environment() | environment(**{**defaults, **settings})
+        self._module = "service"
+        if failpoint:
+            self._module = "chaos.instance"
+            self._environment[FAILPOINTS_VARIABLE] = failpoint
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> ServiceProcess:
         """Start it; wait for nothing."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "service", "run"],
+            self._process = subprocess.Popen(  # noqa: S603 - ours
+                [sys.executable, "-m", self._module, "run"],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -225,15 +236,15 @@ class ServiceProcess:
             )
         return self
 
-    async def ready(self) -> ServiceProcess:
+    async def ready(self, within: float = START_SECONDS) -> ServiceProcess:
         """Wait until `/readyz` says so."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log
             if (await asyncio.to_thread(self.get, "/readyz"))[0] == 200:
                 return self
             await asyncio.sleep(0.05)
-        raise AssertionError(f"not ready after {START_SECONDS} s:\n{self.log}")
+        raise AssertionError(f"not ready after {within} s:\n{self.log}")
 
     @property
     def process(self) -> subprocess.Popen[bytes]:

@@ -20,7 +20,14 @@ import yaml
 
 import service
 from service import cli
-from service.errors import BrokerUnusableError, ConfigurationError, ExitCode, LostProgressError, ServiceError
+from service.errors import (
+    BrokerUnusableError,
+    ConfigurationError,
+    DeadLetterLimitError,
+    ExitCode,
+    LostProgressError,
+    ServiceError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +46,10 @@ COMMANDS: Final = {
     "transform": "without Kafka",
     "explain": "understands messages",
     "demo": "on this machine",
+    "dead-letters": "refused records",
+    "dead-letters list": "how many for each reason",
+    "dead-letters show": "how the service understands its value",
+    "dead-letters replay": "back to the input topic",
     "config": "the settings",
     "config check": "whether the settings are right",
     "config show": "effective settings",
@@ -107,7 +118,8 @@ def test_every_command_describes_itself(name: str) -> None:
     assert asked.returncode == ExitCode.DRAINED
     assert asked.stderr == ""
     assert COMMANDS[name] in " ".join(asked.stdout.split())
-    assert f"{name} [OPTIONS]".lstrip() in asked.stdout.splitlines()[0]
+    usage, _, _ = asked.stdout.partition("\n\n")
+    assert f"{name} [OPTIONS]".lstrip() in " ".join(usage.split())
 
 
 def test_the_table_of_these_tests_names_every_command() -> None:
@@ -123,7 +135,16 @@ def test_the_table_of_these_tests_names_every_command() -> None:
 
 def test_the_help_names_every_exit_code_that_a_command_can_end_with() -> None:
     told = {int(code) for code in re.findall(r"\b\d+\b", cli.EXIT_CODES)}
-    raised = {kind.code for kind in (ConfigurationError, BrokerUnusableError, LostProgressError, ServiceError)}
+    raised = {
+        kind.code
+        for kind in (
+            ConfigurationError,
+            BrokerUnusableError,
+            DeadLetterLimitError,
+            LostProgressError,
+            ServiceError,
+        )
+    }
     assert told == {*raised, ExitCode.DRAINED, ExitCode.REFUSED}
 
 
@@ -292,6 +313,7 @@ def test_a_broker_that_cannot_be_reached_ends_with_3_and_the_setting_to_check(na
         *name.split(),
         KAFKA__BOOTSTRAP_SERVERS=servers,
         KAFKA__REQUEST_TIMEOUT_MS="500",
+        DELIVERY__RETRY_DEADLINE_MS="500",
         KAFKA__SASL_PASSWORD=PLANTED,
         HTTP__PORT="0",
         LOG__LEVEL="debug",

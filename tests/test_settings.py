@@ -52,6 +52,7 @@ DEFAULTS: Final[dict[str, object]] = {
     "delivery.commit_interval_ms": 1000,
     "delivery.drain_timeout_ms": 10_000,
     "delivery.retry_deadline_ms": 120_000,
+    "delivery.transaction_timeout_ms": 60_000,
     "delivery.start_offset": "earliest",
     "delivery.on_offset_lost": "stop",
     "batch.max_records": 16_384,
@@ -60,6 +61,8 @@ DEFAULTS: Final[dict[str, object]] = {
     "limits.max_message_bytes": MIB,
     "limits.max_classes": 1_000_000,
     "limits.in_flight_bytes": 64 * MIB,
+    "limits.dead_letter_max_run": 1000,
+    "limits.dead_letter_max_ratio": 0.5,
     "output.dtype": "auto",
     "models": {},
     "models_strict": False,
@@ -95,10 +98,12 @@ OTHERS: Final[dict[str, tuple[str, object]]] = {
     "topics.dead_letter": ("dead-1", "dead-1"),
     "topics.tombstones": ("forward", "forward"),
     "headers.drop": ('["ce_*", "x"]', ("ce_*", "x")),
+    "delivery.guarantee": ("exactly_once", "exactly_once"),
     "delivery.partitioning": ("key", "key"),
     "delivery.commit_interval_ms": ("50", 50),
     "delivery.drain_timeout_ms": ("2000", 2000),
     "delivery.retry_deadline_ms": ("3000", 3000),
+    "delivery.transaction_timeout_ms": ("2500", 2500),
     "delivery.start_offset": ("latest", "latest"),
     "delivery.on_offset_lost": ("latest", "latest"),
     "batch.max_records": ("7", 7),
@@ -107,6 +112,8 @@ OTHERS: Final[dict[str, tuple[str, object]]] = {
     "limits.max_message_bytes": ("1000", 1000),
     "limits.max_classes": ("10", 10),
     "limits.in_flight_bytes": (str(2 * MIB), 2 * MIB),
+    "limits.dead_letter_max_run": ("0", 0),
+    "limits.dead_letter_max_ratio": ("0.25", 0.25),
     "http.host": ("::1", "::1"),
     "http.port": ("0", 0),
     "http.stall_seconds": ("1.5", 1.5),
@@ -115,8 +122,6 @@ OTHERS: Final[dict[str, tuple[str, object]]] = {
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
 }
-# One value only so far: nothing but the default can be set.
-SINGLE: Final = {"delivery.guarantee"}
 # A section for each name that the user gives; has its own tests.
 NAMED: Final = {"models"}
 # What else must be set for a value to be allowed.
@@ -186,7 +191,7 @@ def test_every_setting_can_be_set_in_the_file(path: str, yaml_file: Path) -> Non
 
 
 def test_the_tables_of_these_tests_name_every_setting() -> None:
-    assert {*OTHERS, *SINGLE, *NAMED} == set(paths())
+    assert {*OTHERS, *NAMED} == set(paths())
 
 
 def test_the_environment_wins_over_the_file_setting_by_setting(yaml_file: Path) -> None:
@@ -310,6 +315,15 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         ({"SOFTMAX_KAFKA__SSL_KEYFILE": "/key.pem"}, ["kafka", "ssl_keyfile", "ssl_certfile"]),
         ({"SOFTMAX_DELIVERY__DRAIN_TIMEOUT_MS": "30000"}, ["delivery.drain_timeout_ms", "kafka.session_timeout_ms"]),
         ({"SOFTMAX_DELIVERY__GUARANTEE": "at_most_once"}, ["delivery.guarantee"]),
+        (
+            {"SOFTMAX_DELIVERY__GUARANTEE": "exactly_once", "SOFTMAX_KAFKA__IDEMPOTENT_PRODUCER": "false"},
+            ["delivery.guarantee", "kafka.idempotent_producer"],
+        ),
+        (
+            {"SOFTMAX_DELIVERY__GUARANTEE": "exactly_once", "SOFTMAX_KAFKA__ISOLATION_LEVEL": "read_uncommitted"},
+            ["delivery.guarantee", "kafka.isolation_level"],
+        ),
+        ({"SOFTMAX_DELIVERY__TRANSACTION_TIMEOUT_MS": "1000000"}, ["delivery.transaction_timeout_ms"]),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_setting(environment: dict[str, str], named: list[str]) -> None:

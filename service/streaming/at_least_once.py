@@ -11,19 +11,19 @@ from aiokafka import errors
 
 from service.errors import BrokerUnusableError
 from service.streaming.clients import bounded, close, discard, make_producer
-from service.streaming.culprits import Culprits
+from service.streaming.delivery import Delivery, retrieve
 from service.streaming.faults import Fault, fault_of
-from service.streaming.outgoing import Batch, Outgoing
-from service.streaming.progress import Progress, Ticket
-from service.streaming.startup import describe
+from service.streaming.startup import describe, unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Collection, Coroutine, Sequence
 
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
     from service.observability.events import Observer
     from service.settings import Settings
+    from service.streaming.outgoing import Batch
+    from service.streaming.progress import Ticket
     from service.streaming.records import Part, Summary
     from service.streaming.startup import Topology
 
@@ -37,17 +37,15 @@ class _Failure:
     batch: Batch | None
 
 
-class AtLeastOnce:
+class AtLeastOnce(Delivery):
     """Delivers transformed records; the only place that knows this guarantee.
 
     A batch that fails for good has used up sequence numbers of its producer. The remedy for every
     failure is therefore the same: a new producer, and everything again from the acknowledged prefix.
-
-    Attributes:
-        progress: what is done and what is under way.
-        epoch: changes whenever records taken before are no longer ours, or are read again.
-        holding: partitions are assigned, and no rebalance has taken them.
     """
+
+    transactional = False
+    finds_beginnings = False
 
     def __init__(
         self,
@@ -59,26 +57,13 @@ class AtLeastOnce:
         whole_batches: bool,
     ) -> None:
         """Deliver what `consumer` reads, as whole batches where the seam allows it; nothing is connected yet."""
-        self.progress = Progress()
-        self.epoch = 0
-        self.holding = False
-        self._settings = settings
-        self._topology = topology
-        self._consumer = consumer
-        self._observer = observer
-        self._whole_batches = whole_batches
-        self._outgoing = Outgoing(settings, topology, whole_batches=whole_batches)
-        self._culprits = Culprits(topology.output.name)
+        super().__init__(settings, topology, consumer, observer, whole_batches=whole_batches)
         self._producer: AIOKafkaProducer | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         # By partition, the ticket whose batches are not all queued yet: the next ones must wait.
         self._queueing: dict[TopicPartition, Ticket] = {}
-        self._moved = asyncio.Event()
-        self._draining = False
         self._commit_lock = asyncio.Lock()
         self._failure: _Failure | None = None
-        # By input partition, or `None` for the connection: since when nothing has succeeded.
-        self._failing_since: dict[TopicPartition | None, float] = {}
 
     async def start(self) -> None:
         """Connect the producer.
@@ -91,27 +76,29 @@ class AtLeastOnce:
             await bounded(producer.start(), self._settings.kafka.request_timeout_ms)
         except (errors.KafkaError, TimeoutError) as error:
             await discard(producer, 1)
-            raise BrokerUnusableError(
-                f"Cannot start a producer: {describe(error)}",
+            raise unusable(
+                "Cannot start a producer",
                 "Check that the user may write to the topics and, with kafka.idempotent_producer, IdempotentWrite",
+                error,
             ) from error
         self._producer = producer
 
-    async def deliver(self, parts: Sequence[Part], epoch: int) -> None:
+    async def deliver(self, parts: Sequence[Part]) -> None:
         """Hand a micro-batch over; it is sent and its acknowledgements are waited for in the background.
 
         Records that are no longer ours, or come while a drain waits, are left: they are not
         committed and will be read again.
         """
         await self._room(parts)
-        if epoch != self.epoch or self._draining:
+        # They share a producer, so that either all of them still count or none.
+        if any(part.stamp != self.epoch for part in parts) or self._draining:
             return
         # No await from here on: a drain must see the whole micro-batch or nothing of it.
         for part in parts:
             self._culprits.mark(part)
         assembled = self._outgoing.assembled(parts, self._culprits.singly_until)
         for part in parts:
-            self._start(self._deliver_part(part, self._begin(part), epoch, assembled.get(part)))
+            self._start(self._deliver_part(part, self._begin(part), self.epoch, assembled.get(part)))
         self._observer.in_flight(self.progress.records, self.progress.size)
 
     async def recover(self) -> None:
@@ -138,17 +125,6 @@ class AtLeastOnce:
                 self._consumer.seek(partition, position)
                 self.progress.jump(partition, position)
 
-    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - the budget is the caller's
-        """Take nothing more; wait until all that is under way is acknowledged; tell whether it was."""
-        self._draining = True
-        deadline = time.monotonic() + timeout
-        while self.progress.records or self._jobs:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._failure is not None:
-                return False
-            await self._wait_for_move(remaining)
-        return True
-
     async def commit(self) -> None:
         """Store the progress.
 
@@ -168,7 +144,7 @@ class AtLeastOnce:
             self._observer.stage_ended("commit", time.monotonic() - begun)
             self._observer.committed(offsets)
 
-    def hold(self) -> None:
+    def hold(self, assigned: Collection[TopicPartition]) -> None:  # noqa: ARG002 - one producer serves all
         """Partitions have been assigned; all that is known of earlier ones is void."""
         self._forget()
         self.holding = True
@@ -177,20 +153,6 @@ class AtLeastOnce:
         """The partitions are no longer ours; what is still under way no longer counts."""
         self._forget()
         self.holding = False
-
-    def check_stuck(self) -> None:
-        """See that the oldest delivery is not older than the deadline.
-
-        Raises:
-            BrokerUnusableError: it is.
-        """
-        oldest = self.progress.oldest()
-        limit = self._settings.delivery.retry_deadline_ms / 1000
-        if oldest is not None and time.monotonic() - oldest.begun_at > limit:
-            raise BrokerUnusableError(
-                f"No acknowledgement from Kafka for {limit:.0f} s",
-                "See the brokers; delivery.retry_deadline_ms is the limit",
-            )
 
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - the budget is the caller's
         """End the producer."""
@@ -204,19 +166,16 @@ class AtLeastOnce:
         """Whether `recover` is called for."""
         return self._failure is not None
 
-    def _forget(self) -> None:
-        self._give_up()
-        self.progress.forget()
-        self._culprits.forget()
-        self._failing_since.clear()
-        self._draining = False
+    def stamp(self, partition: TopicPartition) -> int:  # noqa: ARG002 - all partitions share one producer's fate
+        """A number that changes whenever records taken before no longer count."""
+        return self.epoch
+
+    def _busy(self) -> bool:
+        return bool(self.progress.records or self._jobs)
 
     def _give_up(self) -> None:
-        self.epoch += 1
-        self.progress.give_up()
         self._queueing.clear()
-        self._observer.in_flight(0, 0)
-        self._moved.set()
+        super()._give_up()
 
     async def _reconnect(self) -> None:
         while self._producer is None:
@@ -230,23 +189,11 @@ class AtLeastOnce:
 
     async def _room(self, parts: Sequence[Part]) -> None:
         """Wait until what is in flight leaves room for more, and the parts' partitions can queue them."""
-        limit = self._settings.limits.in_flight_bytes
-        while self._failure is None and (
-            self.progress.size > limit or any(part.partition in self._queueing for part in parts)
-        ):
+        while self._failure is None and (self._full() or any(part.partition in self._queueing for part in parts)):
             await self._wait_for_move(1)
 
-    async def _wait_for_move(self, timeout: float) -> None:  # noqa: ASYNC109 - the budget is the caller's
-        self._moved.clear()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._moved.wait()
-        except TimeoutError:
-            return
-
     def _begin(self, part: Part) -> Ticket:
-        ticket = Ticket(part.partition, part.next_offset, len(part), part.size, time.monotonic())
-        self.progress.begin(ticket)
+        ticket = super()._begin(part)
         self._queueing[part.partition] = ticket
         return ticket
 
@@ -298,7 +245,7 @@ class AtLeastOnce:
                 # Not queued. The broker is away, perhaps: `check_stuck` knows when it has been too long.
                 self._observer.retried("produce", error)
             else:
-                batch.future.add_done_callback(_retrieve)
+                batch.future.add_done_callback(retrieve)
                 return True
         return False
 
@@ -315,22 +262,8 @@ class AtLeastOnce:
                 return
         if epoch != self.epoch:
             return
-        self._failing_since.pop(ticket.partition, None)
-        self.progress.finish(ticket)
-        self._culprits.acquit(ticket.partition, ticket.next_offset - 1)
-        self._report(summary, [batch for batch in sent if batch.topic == self._topology.output.name])
-
-    def _report(self, summary: Summary, outputs: Sequence[Batch]) -> None:
-        observer, now = self._observer, time.time()
-        for batch in outputs:
-            observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
-        if outputs:
-            for model, stamps in summary.timestamps.items():
-                observer.outputs_acknowledged(model, now - stamps[stamps >= 0] / 1000)  # -1 is "no timestamp"
-        if summary.reasons:
-            observer.dead_letters_produced(summary.reasons, summary.example)
-        observer.progressed(now)
-        observer.in_flight(self.progress.records, self.progress.size)
+        self._finish(ticket)
+        self._report(summary, sent)
 
     def _fail(self, failure: _Failure) -> None:
         if self._failure is None:
@@ -352,24 +285,9 @@ class AtLeastOnce:
                 "Check the user's rights on topics.output and topics.dead_letter",
             ) from failure.error
 
-    def _check_deadline(self, partition: TopicPartition | None, error: BaseException) -> None:
-        now = time.monotonic()
-        limit = self._settings.delivery.retry_deadline_ms / 1000
-        if now - self._failing_since.setdefault(partition, now) > limit:
-            raise BrokerUnusableError(
-                f"Kafka has taken nothing for {limit:.0f} s: {describe(error)}",
-                "See the brokers; delivery.retry_deadline_ms is the limit",
-            ) from error
-
     async def _end_jobs(self) -> None:
         if self._jobs:  # those whose acknowledgements are there need only their turn
             await asyncio.wait(self._jobs, timeout=0.05)
         for task in list(self._jobs):
             task.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
-
-
-def _retrieve(future: asyncio.Future[object]) -> None:
-    """Look at a future's exception, which asyncio would otherwise complain about."""
-    if not future.cancelled():
-        future.exception()

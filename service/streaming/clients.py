@@ -81,8 +81,8 @@ def make_consumer(settings: Settings) -> AIOKafkaConsumer:
     )
 
 
-def make_producer(settings: Settings, max_batch_bytes: int) -> AIOKafkaProducer:
-    """Make a producer whose batches are built by the caller."""
+def make_producer(settings: Settings, max_batch_bytes: int, transactional_id: str | None = None) -> AIOKafkaProducer:
+    """Make a producer whose batches are built by the caller; with an id, one that writes in transactions."""
     kafka = settings.kafka
     return AIOKafkaProducer(
         **connection(settings),
@@ -91,6 +91,8 @@ def make_producer(settings: Settings, max_batch_bytes: int) -> AIOKafkaProducer:
         compression_type=None if kafka.compression == "none" else kafka.compression,
         max_batch_size=max_batch_bytes,
         linger_ms=0,
+        transactional_id=transactional_id,
+        transaction_timeout_ms=settings.delivery.transaction_timeout_ms,
     )
 
 

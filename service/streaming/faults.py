@@ -45,6 +45,10 @@ _PASSING: Final = (
     errors.KafkaTimeoutError,
     errors.KafkaConnectionError,
     errors.ProducerClosed,
+    errors.ConcurrentTransactions,
+    errors.InvalidTxnState,
+    errors.InvalidProducerIdMapping,
+    errors.IllegalOperation,
     TimeoutError,
     OSError,
 )
@@ -54,10 +58,15 @@ def fault_of(error: BaseException) -> Fault:
     """Classify why a batch was not stored."""
     if isinstance(error, tuple(_RECORD)):
         return Fault.RECORD
-    if isinstance(error, _PASSING) or getattr(error, "retriable", False):
+    if passes(error):
         return Fault.BROKER
     # The sender's own end, whatever brought it about, wears the base class.
     return Fault.BROKER if type(error) is errors.KafkaError else Fault.FATAL
+
+
+def passes(error: BaseException) -> bool:
+    """Whether time may cure it, or new connections."""
+    return isinstance(error, _PASSING) or bool(getattr(error, "retriable", False))
 
 
 def refusal_by_broker(error: BaseException) -> InvalidMessage:

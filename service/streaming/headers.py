@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Headers = list[tuple[str, bytes | None]]
 
 _OURS: Final = ("softmax-*", "__connect.errors.*")
-_ATTEMPT: Final = "softmax-error-attempt"
+ATTEMPT: Final = "softmax-error-attempt"
+_OURS_PATTERN: Final = re.compile("|".join(map(translate, _OURS)))
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _COUNT: Final = re.compile(rb"[0-9]{1,9}")
 
@@ -40,7 +41,6 @@ class HeaderPolicy:
     def __init__(self, drop: Sequence[str], group: str) -> None:
         """Drop names that match a pattern of `drop`; name `group` in dead letters."""
         self._dropped = re.compile("|".join(map(translate, [*_OURS, *drop])))
-        self._ours = re.compile("|".join(map(translate, _OURS)))
         self._group = group
         # What each dropped name begins with: where it does not occur, nobody needs to look for the name.
         self._beginnings = [_WILDCARD.split(pattern)[0].encode() for pattern in [*_OURS, *drop]]
@@ -74,12 +74,12 @@ class HeaderPolicy:
             "softmax-error-timestamp": str(record.timestamp),
             "softmax-error-group": self._group,
             "softmax-error-service-version": __version__,
-            _ATTEMPT: str(_attempt(record.headers)),
+            ATTEMPT: str(1 + attempts_of(record.headers)),
             **{f"__connect.errors.{name}": value for name, value in where.items()},
             "__connect.errors.exception.class.name": refusal.reason.value,
             "__connect.errors.exception.message": refusal.detail,
         }
-        kept = [header for header in record.headers if not self._ours.match(header[0])]
+        kept = [header for header in record.headers if not is_ours(header[0])]
         return [*kept, *((name, value.encode()) for name, value in ours.items())]
 
 
@@ -95,7 +95,12 @@ def without_value(headers: Headers, value: bytes | None) -> Headers:
     ]
 
 
-def _attempt(headers: Sequence[tuple[str, bytes | None]]) -> int:
-    """One more than the highest attempt that a replayed dead letter names."""
-    attempts = [int(value) for name, value in headers if name == _ATTEMPT and value and _COUNT.fullmatch(value)]
-    return 1 + max(attempts, default=0)
+def attempts_of(headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """How often a record has been refused: what a dead letter says, or one that was replayed."""
+    attempts = [int(value) for name, value in headers if name == ATTEMPT and value and _COUNT.fullmatch(value)]
+    return max(attempts, default=0)
+
+
+def is_ours(name: str) -> bool:
+    """Whether this service writes headers of that name to dead letters."""
+    return _OURS_PATTERN.match(name) is not None

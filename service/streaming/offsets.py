@@ -1,4 +1,4 @@
-"""Committed offsets that can be believed."""
+"""Offsets that can be believed: committed ones, and the ends of logs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import errors
 from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.protocol.commit import OffsetFetchRequest
+
+from service.streaming.clients import bounded
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -31,6 +33,18 @@ async def committed_offset(consumer: AIOKafkaConsumer, group: str, partition: To
             _raise_for(error_code)
             return int(offset) if offset >= 0 else None
     raise errors.KafkaError(f"no answer about {partition}")
+
+
+async def end_of_log(consumer: AIOKafkaConsumer, partition: TopicPartition, which: str, timeout_ms: int) -> int:
+    """The `earliest` offset of a partition's log, or the `latest`: the one after its last record.
+
+    Raises:
+        errors.KafkaError: the leader cannot tell now.
+        TimeoutError: it does not answer.
+    """
+    ask = consumer.beginning_offsets if which == "earliest" else consumer.end_offsets
+    offsets = await bounded(ask([partition]), timeout_ms)
+    return int(offsets[partition])
 
 
 def _raise_for(error_code: int) -> None:

@@ -63,8 +63,9 @@ class Batch:
 class Outgoing:
     """Builds the produce batches of a part: outputs in order, dead letters in order."""
 
-    def __init__(self, settings: Settings, topology: Topology, *, whole_batches: bool) -> None:
+    def __init__(self, settings: Settings, topology: Topology, *, whole_batches: bool, transactional: bool) -> None:
         """Route as the settings say, within what the topics accept; as `whole_batches` where the seam allows it."""
+        self._transactional = transactional
         self._whole_batches = whole_batches
         self._partitioning = settings.delivery.partitioning
         self._tombstones = settings.topics.tombstones
@@ -101,7 +102,7 @@ class Outgoing:
                 part.refusals[one.first] = self._too_large(len(one.batch))
                 continue
             offsets = int(frames.offsets[one.first]), int(frames.offsets[one.last])
-            builder = FinishedBuilder(one.batch)
+            builder = FinishedBuilder(one.batch, transactional=self._transactional)
             made[part].append(Batch(self._output.name, part.partition.partition, *offsets, builder))
         return made
 
@@ -126,7 +127,7 @@ class Outgoing:
 
     def new_builder(self) -> RecordBuilder:
         """An empty batch for single records."""
-        return RecordBuilder(self.max_batch_bytes, self._codec)
+        return RecordBuilder(self.max_batch_bytes, self._codec, transactional=self._transactional)
 
     def _is_plain(self, part: Part) -> bool:
         """Whether each output goes to its input's partition and carries all its headers."""

@@ -13,22 +13,21 @@ from aiokafka import errors
 
 from service.errors import BrokerUnusableError, LostProgressError
 from service.streaming.batching import BatchPolicy, Window
-from service.streaming.clients import bounded
 from service.streaming.faults import is_final, raise_if_final
-from service.streaming.offsets import committed_offset
+from service.streaming.offsets import committed_offset, end_of_log
 from service.streaming.records import Part
 from service.streaming.seam import Rewritten
 from service.transform.frames import Frames
 from service.transform.record_batch import CorruptBatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
     from service.observability.events import Observer
     from service.settings import Settings
-    from service.streaming.at_least_once import AtLeastOnce
+    from service.streaming.delivery import Delivery
     from service.streaming.seam import Fetched
 
     Polled = dict[TopicPartition, list[Fetched]]
@@ -44,14 +43,12 @@ class MicroBatch:
     Attributes:
         frames: the records.
         parts: which of them are whose partition's.
-        epoch: the delivery's, when they were taken; in another one they are no longer ours.
         waited: seconds since the first of them came.
         closed_by: what closed the batch.
     """
 
     frames: Frames
     parts: list[Part]
-    epoch: int
     waited: float
     closed_by: str
 
@@ -63,7 +60,7 @@ class Poller:
         self,
         settings: Settings,
         consumer: AIOKafkaConsumer,
-        delivery: AtLeastOnce,
+        delivery: Delivery,
         observer: Observer,
         *,
         whole_batches: bool,
@@ -82,15 +79,17 @@ class Poller:
     async def micro_batches(self) -> Iterator[MicroBatch]:
         """Poll until the window closes (with no delay asked for: what has arrived), and cut it."""
         gathered: Polled = {}
-        window, epoch = Window(self._policy), self._delivery.epoch
+        stamps: dict[TopicPartition, int] = {}
+        window = Window(self._policy)
         while window.closed_by(time.monotonic()) is None:
             remaining = window.remaining(time.monotonic())
             timeout_ms = IDLE_POLL_MS if remaining is None else max(1, int(remaining * 1000))
             polled = await self._poll(timeout_ms, self._policy.max_records - window.records)
-            if epoch != self._delivery.epoch:
-                # Assigned anew or gone back meanwhile: what was gathered before is read again.
-                window, gathered, epoch = Window(self._policy), {}, self._delivery.epoch
             for partition, batches in polled.items():
+                stamp = self._delivery.stamp(partition)
+                if stamps.setdefault(partition, stamp) != stamp:
+                    # Assigned anew or gone back meanwhile: what was gathered before is read again.
+                    gathered[partition], stamps[partition] = [], stamp
                 last = batches[-1]
                 self._delivery.progress.take(
                     partition, batches[0].position, last.next_offset, last.max_timestamp
@@ -100,7 +99,8 @@ class Poller:
             if self._delivery.failed or (not polled and remaining is None):
                 break
         now = time.monotonic()
-        return self._cut(gathered, epoch, window.waited(now), window.closed_by(now) or "drain")
+        gathered = {tp: batches for tp, batches in gathered.items() if stamps[tp] == self._delivery.stamp(tp)}
+        return self._cut(gathered, stamps, window.waited(now), window.closed_by(now) or "drain")
 
     def interrupt(self) -> None:
         """Cancel the task that polls, if it is waiting for records.
@@ -154,7 +154,9 @@ class Poller:
         self._observer.retried("consume", error)
         await asyncio.sleep(0.5)
 
-    def _cut(self, polled: Polled, epoch: int, waited: float, closed_by: str) -> Iterator[MicroBatch]:
+    def _cut(
+        self, polled: Polled, stamps: Mapping[TopicPartition, int], waited: float, closed_by: str
+    ) -> Iterator[MicroBatch]:
         """Find the records of what was polled, and cut them where the policy says so."""
         queue = deque((partition, batch) for partition, batches in polled.items() for batch in batches)
         while queue:
@@ -164,18 +166,20 @@ class Poller:
                 taken.append(queue.popleft())
                 records += taken[-1][1].count
                 size += taken[-1][1].size
-            frames, parts = self._read(taken)
+            frames, parts = self._read(taken, stamps)
             if records <= self._policy.max_records and size <= self._policy.max_bytes:
                 why = "records" if records == self._policy.max_records else "bytes"
-                yield MicroBatch(frames, parts, epoch, waited, why if queue else closed_by)
+                yield MicroBatch(frames, parts, waited, why if queue else closed_by)
                 continue
             for start, stop, why in self._policy.cuts(np.maximum(frames.lengths, 0)):
                 last = stop == len(frames)
                 piece = frames.select(slice(start, stop))
                 mine = [cut for part in parts if (cut := part.cut(piece, start, stop, last=last))]
-                yield MicroBatch(piece, mine, epoch, waited, why if queue or not last else closed_by)
+                yield MicroBatch(piece, mine, waited, why if queue or not last else closed_by)
 
-    def _read(self, taken: Sequence[tuple[TopicPartition, Fetched]]) -> tuple[Frames, list[Part]]:
+    def _read(
+        self, taken: Sequence[tuple[TopicPartition, Fetched]], stamps: Mapping[TopicPartition, int]
+    ) -> tuple[Frames, list[Part]]:
         """The records of batches that follow one another by partition, without those before the position."""
         try:
             read = [batch.read() for _, batch in taken]
@@ -196,7 +200,7 @@ class Poller:
         start = 0
         for (partition, batch), count in zip(taken, counts, strict=True):
             if not parts or parts[-1].partition != partition:
-                parts.append(Part(partition, frames, start, start, batch.next_offset))
+                parts.append(Part(partition, frames, start, start, batch.next_offset, stamps[partition]))
             start += count
             parts[-1].stop, parts[-1].next_offset = start, batch.next_offset
         for part in parts:
@@ -206,7 +210,10 @@ class Poller:
 
     async def _begin(self, partition: TopicPartition) -> None:
         """Find out where to begin on a partition that seems to have no commit."""
-        epoch = self._delivery.epoch
+        if self._delivery.finds_beginnings:
+            await asyncio.sleep(0.2)
+            return  # the consumer asks again, unless that has been decided meanwhile
+        stamp = self._delivery.stamp(partition)
         try:
             offset = await committed_offset(self._consumer, self._settings.kafka.group_id, partition)
             if offset is None:
@@ -216,12 +223,13 @@ class Poller:
             self._observer.retried("offset_fetch", error)
             await asyncio.sleep(0.2)
             return  # the consumer asks again
-        self._go_to(partition, offset, epoch)
+        self._go_to(partition, offset, stamp)
 
     async def _begin_anew(self, lost: dict[TopicPartition, int]) -> None:
         """Decide what to do where the next record has fallen off the log."""
-        policy, epoch = self._settings.delivery.on_offset_lost, self._delivery.epoch
+        policy = self._settings.delivery.on_offset_lost
         for partition, offset in lost.items():
+            stamp = self._delivery.stamp(partition)
             if not await self._is_lost(partition, offset):
                 continue
             self._observer.offset_lost(partition.topic, partition.partition, offset, policy)
@@ -231,7 +239,7 @@ class Poller:
                     "Records may be missing; to go on, set delivery.on_offset_lost to earliest or latest",
                 )
             try:
-                self._go_to(partition, await self._end_of_log(partition, policy), epoch)
+                self._go_to(partition, await self._end_of_log(partition, policy), stamp)
             except (errors.KafkaError, TimeoutError) as error:
                 self._observer.retried("offset_fetch", error)
 
@@ -247,12 +255,10 @@ class Poller:
         return not first <= offset <= end
 
     async def _end_of_log(self, partition: TopicPartition, which: str) -> int:
-        ask = self._consumer.beginning_offsets if which == "earliest" else self._consumer.end_offsets
-        offsets = await bounded(ask([partition]), self._settings.kafka.request_timeout_ms)
-        return int(offsets[partition])
+        return await end_of_log(self._consumer, partition, which, self._settings.kafka.request_timeout_ms)
 
-    def _go_to(self, partition: TopicPartition, offset: int, epoch: int) -> None:
-        """Read on from `offset`, if the partition is still ours since `epoch`."""
-        if epoch == self._delivery.epoch and partition in self._consumer.assignment():
+    def _go_to(self, partition: TopicPartition, offset: int, stamp: int) -> None:
+        """Read on from `offset`, if nothing else has been decided about the partition since it had that stamp."""
+        if stamp == self._delivery.stamp(partition) and partition in self._consumer.assignment():
             self._consumer.seek(partition, offset)
             self._delivery.progress.jump(partition, offset)

@@ -54,6 +54,7 @@ class Part:
         start: position of the first record.
         stop: position after the last one.
         next_offset: the offset after the last one that is done with these records.
+        stamp: the delivery's for the partition when they were taken; with another one they no longer count.
         size: bytes of the records' values.
         blocks: the outputs of the whole micro-batch.
         refusals: of this part's records, by position.
@@ -65,6 +66,7 @@ class Part:
     start: int
     stop: int
     next_offset: int
+    stamp: int
     size: int = 0
     blocks: Sequence[Block] = ()
     refusals: dict[int, InvalidMessage] = field(default_factory=dict)
@@ -86,7 +88,8 @@ class Part:
             return None
         next_offset = self.next_offset if end == self.stop else int(self.frames.offsets[end - 1]) + 1
         size = self.frames.value_bytes(first, end)
-        return Part(self.partition, frames, first - start, max(end, first) - start, next_offset, size)
+        start, stop = first - start, max(end, first) - start
+        return Part(self.partition, frames, start, stop, next_offset, self.stamp, size)
 
     def record(self, position: int) -> Record:
         """One record as an object."""

@@ -281,10 +281,11 @@ class FinishedBuilder:
 class RecordBuilder:
     """Collects single records for a batch, as aiokafka's `BatchBuilder` does; header names may be any bytes."""
 
-    def __init__(self, limit: int, codec: int = 0) -> None:
+    def __init__(self, limit: int, codec: int = 0, *, transactional: bool = False) -> None:
         """Take `limit` bytes before compression, or a single record."""
         self._limit = limit
         self._codec = codec
+        self._transactional = transactional
         self._content = bytearray(HEADER_BYTES)
         self._timestamps: list[int] = []
         self._finished: FinishedBuilder | None = None
@@ -312,7 +313,7 @@ class RecordBuilder:
         """Finish the batch; nothing can be added any more."""
         times = self._timestamps[0], max(self._timestamps)
         batch = FinishedBatch(memoryview(self._content), len(self._timestamps), *times, self._codec)
-        self._finished = FinishedBuilder(batch)
+        self._finished = FinishedBuilder(batch, transactional=self._transactional)
 
     def closed(self) -> bool:
         """Whether it is finished."""

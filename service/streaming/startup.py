@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,8 +11,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
-from service.errors import BrokerUnusableError
+from service.errors import BrokerAwayError, BrokerUnusableError
 from service.streaming.clients import bounded, connection, make_admin
+from service.streaming.faults import passes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,11 +30,19 @@ DEAD_LETTER_HEADROOM: Final = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What the broker says about a topic."""
+    """What the broker says about a topic.
+
+    Attributes:
+        name: its name.
+        partitions: how many it has.
+        max_message_bytes: the largest batch that it accepts.
+        limit_known: whether that is the broker's word; else the user may not ask, and it is Kafka's default.
+    """
 
     name: str
     partitions: int
     max_message_bytes: int
+    limit_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +64,10 @@ async def examine(settings: Settings) -> Topology:
     try:
         topology = await _topology(admin, settings)
     except (errors.KafkaError, TimeoutError) as error:
-        raise BrokerUnusableError(
-            f"Kafka at {settings.kafka.bootstrap_servers} answers, but not about the topics: {describe(error)}",
+        raise unusable(
+            f"Kafka at {settings.kafka.bootstrap_servers} answers, but not about the topics",
             "Check that the user may describe them",
+            error,
         ) from error
     finally:
         await admin.close()
@@ -77,7 +86,7 @@ def problems(topology: Topology, settings: Settings) -> Iterator[BrokerUnusableE
             "Add partitions to topics.output, or set delivery.partitioning to key",
         )
     needed = source.max_message_bytes + DEAD_LETTER_HEADROOM
-    if dead_letter.max_message_bytes < needed:
+    if source.limit_known and dead_letter.limit_known and dead_letter.max_message_bytes < needed:
         yield BrokerUnusableError(
             f"Topic {dead_letter.name} accepts {dead_letter.max_message_bytes} bytes,"
             f" too few for a dead letter of {source.name}",
@@ -135,7 +144,7 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
         )
     except (OSError, errors.KafkaError, TimeoutError) as error:
         return _Diagnosis(
-            BrokerUnusableError(
+            BrokerAwayError(
                 f"Cannot reach Kafka at {settings.kafka.bootstrap_servers}: {describe(error)}",
                 "Check kafka.bootstrap_servers and kafka.security_protocol, and that the broker runs",
             ),
@@ -143,9 +152,16 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
         )
     conn.close()
     return _Diagnosis(
-        BrokerUnusableError(f"Kafka at {server} accepts connections but does not answer", "See the broker's log"),
+        BrokerAwayError(f"Kafka at {server} accepts connections but does not answer", "See the broker's log"),
         final=False,
     )
+
+
+def unusable(problem: str, cure: str, error: BaseException) -> BrokerUnusableError:
+    """What to raise for an error at the start: the cure is for one that time does not cure."""
+    if passes(error):
+        return BrokerAwayError(f"{problem}: {describe(error)}", "See the brokers")
+    return BrokerUnusableError(f"{problem}: {describe(error)}", cure)
 
 
 def describe(error: BaseException) -> str:
@@ -164,7 +180,9 @@ async def _topology(admin: AIOKafkaAdminClient, settings: Settings) -> Topology:
             "Create it with `softmax-service topics create`, or correct topics.input, .output and .dead_letter",
         )
     limits = await bounded(_max_message_bytes(admin, names), settings.kafka.request_timeout_ms)
-    return Topology(*(Topic(name, found[name], limits.get(name, DEFAULT_MAX_MESSAGE_BYTES)) for name in names))
+    return Topology(
+        *(Topic(name, found[name], limits.get(name, DEFAULT_MAX_MESSAGE_BYTES), name in limits) for name in names)
+    )
 
 
 async def _partitions(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
@@ -183,8 +201,12 @@ async def _partitions(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str,
 async def _max_message_bytes(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
     resources = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": None}) for name in names]
     limits: dict[str, int] = {}
-    with contextlib.suppress(errors.KafkaError):  # without the right to read it, Kafka's default is assumed
-        for response in await admin.describe_configs(resources):
-            for _, _, _, name, entries in response.resources:
-                limits |= {name: int(value) for key, value, *_ in entries if key == "max.message.bytes"}  # noqa: B035 - one entry
+    for response in await admin.describe_configs(resources):
+        for code, _, _, name, entries in response.resources:
+            error = errors.for_code(code)
+            if error is errors.TopicAuthorizationFailedError:  # it is not a right that the service needs
+                continue
+            if error is not errors.NoError:
+                raise error(name)
+            limits |= {name: int(value) for key, value, *_ in entries if key == "max.message.bytes"}  # noqa: B035 - one entry
     return limits

@@ -12,13 +12,16 @@ from aiokafka import errors
 from service.errors import BrokerUnusableError
 from service.streaming.clients import bounded
 from service.streaming.faults import raise_if_final
+from service.streaming.offsets import end_of_log
 
 if TYPE_CHECKING:
-    from aiokafka import AIOKafkaConsumer
+    from collections.abc import Sequence
+
+    from aiokafka import AIOKafkaConsumer, TopicPartition
 
     from service.observability.events import Observer
     from service.settings import Settings
-    from service.streaming.at_least_once import AtLeastOnce
+    from service.streaming.delivery import Delivery
 
 TICK_SECONDS: Final = 0.25
 # A known position is there at once; one that must be asked for first can wait until the next tick.
@@ -45,17 +48,29 @@ class Ticker:
     Attributes:
         stalled_for: seconds for which records have waited and nothing has moved although the
             broker answers; 0 while all is well.
+        caught_up: all that lay in our partitions when they became ours is delivered.
     """
 
     def __init__(
-        self, settings: Settings, consumer: AIOKafkaConsumer, delivery: AtLeastOnce, observer: Observer
+        self,
+        settings: Settings,
+        consumer: AIOKafkaConsumer,
+        delivery: Delivery,
+        observer: Observer,
+        *,
+        until_caught_up: bool,
     ) -> None:
-        """Look at nothing yet."""
+        """Look at nothing yet; whether all is caught up, only if asked to."""
+        self._until_caught_up = until_caught_up
         self.stalled_for = 0.0
+        self.caught_up = asyncio.Event()
         self._settings = settings
         self._consumer = consumer
         self._delivery = delivery
         self._observer = observer
+        # Where the log of each partition ended when it was first looked at in this epoch.
+        self._goals: dict[TopicPartition, int] = {}
+        self._goals_epoch = -1
 
     async def run(self) -> None:
         """Tick for ever.
@@ -80,6 +95,24 @@ class Ticker:
             answers = [self._consumer.last_poll_timestamp(tp) for tp in partitions]
             self._check_silence(heard.seconds((positions, answers), renew=not partitions))
             await self._check_stall(moved.seconds(positions, renew=not behind))
+            if self._until_caught_up and await self._goals_reached(partitions):
+                self.caught_up.set()
+
+    async def _goals_reached(self, partitions: Sequence[TopicPartition]) -> bool:
+        epoch = self._delivery.epoch
+        if epoch != self._goals_epoch:
+            self._goals, self._goals_epoch = {}, epoch
+        try:
+            for partition in partitions:
+                if partition not in self._goals:
+                    timeout_ms = self._settings.kafka.request_timeout_ms
+                    self._goals[partition] = await end_of_log(self._consumer, partition, "latest", timeout_ms)
+        except (errors.KafkaError, TimeoutError):
+            return False  # asked again at the next tick
+        if epoch != self._delivery.epoch or not self._delivery.holding:
+            return False
+        done = self._delivery.progress.position
+        return all((done(partition) or 0) >= self._goals[partition] for partition in partitions)
 
     async def _commit(self) -> None:
         try:
@@ -94,15 +127,15 @@ class Ticker:
         progress = self._delivery.progress
         total = 0
         for partition in self._consumer.assignment():
-            epoch = self._delivery.epoch
+            stamp = self._delivery.stamp(partition)
             try:
                 standing = await bounded(self._consumer.position(partition), POSITION_MS)
             except (errors.KafkaError, TimeoutError):
                 standing = None
-            if epoch != self._delivery.epoch or not self._delivery.holding:
+            if not self._delivery.holding:
                 break  # these partitions may be others' by now
-            if standing is None:
-                continue
+            if standing is None or stamp != self._delivery.stamp(partition):
+                continue  # a position that was gone back from must not pass for done
             progress.pass_over(partition, standing)
             end = self._consumer.last_stable_offset(partition)
             position = progress.position(partition)

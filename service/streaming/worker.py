@@ -12,13 +12,15 @@ import numpy as np
 from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
 from aiokafka import __version__ as aiokafka_version
 
-from service.errors import BrokerUnusableError, LostProgressError
+from service.errors import BrokerAwayError, BrokerUnusableError, LostProgressError
 from service.streaming import seam
 from service.streaming.at_least_once import AtLeastOnce
 from service.streaming.clients import bounded, close, make_consumer
+from service.streaming.exactly_once import ExactlyOnce
 from service.streaming.headers import model_of
 from service.streaming.polling import MicroBatch, Poller
-from service.streaming.startup import describe, examine
+from service.streaming.refusal_limits import RefusalLimits
+from service.streaming.startup import describe, examine, unusable
 from service.streaming.ticker import Ticker
 from service.transform.pipeline import Messages
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from service.observability.events import Observer
     from service.settings import Settings
+    from service.streaming.delivery import Delivery
     from service.streaming.startup import Topology
     from service.transform.frames import Frames
     from service.transform.pipeline import Pipeline, Work
@@ -43,6 +46,9 @@ LIGHT_BYTES: Final = 16 << 10
 SEVERAL: Final = 4
 LITTLE_BYTES: Final = 64 << 10
 REST_SECONDS: Final = 0.002
+
+
+SECONDS_BETWEEN_STARTS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +69,12 @@ class Health:
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
     """Consumes, transforms and delivers until it is told to stop."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, observer: Observer) -> None:
-        """Connect nothing yet."""
+    def __init__(
+        self, settings: Settings, pipeline: Pipeline, observer: Observer, *, until_caught_up: bool = False
+    ) -> None:
+        """Connect nothing yet; stop by itself when all that was there at the start is delivered, if asked to."""
         self._settings = settings
+        self._until_caught_up = until_caught_up
         self._pipeline = pipeline
         self._observer = observer
         self._stopping = asyncio.Event()
@@ -85,14 +94,18 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         main = asyncio.create_task(self._main_loop(), name="main loop")
         ticker = asyncio.create_task(self._parts.ticker.run(), name="ticker")
         stopping = asyncio.create_task(self._stopping.wait(), name="stop signal")
-        ends: list[asyncio.Future[Any]] = [main, ticker, self._callback_failed, stopping]
+        caught_up = asyncio.create_task(self._parts.ticker.caught_up.wait(), name="caught up")
+        ends: list[asyncio.Future[Any]] = [main, ticker, self._callback_failed, stopping, caught_up]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 if end.done():
                     end.result()
+            if caught_up.done():
+                self.stop("caught up")
         finally:
             stopping.cancel()
+            caught_up.cancel()
             await self._shutdown(main, ticker)
 
     def stop(self, why: str) -> None:
@@ -119,8 +132,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         while not self._stopping.is_set():
             records = size = 0
             for batch in await poller.micro_batches():
-                if batch.epoch != delivery.epoch or delivery.failed:
+                if delivery.failed:
                     break  # not delivered, not committed: these records are read again
+                if not any(part.stamp == delivery.stamp(part.partition) for part in batch.parts):
+                    continue
                 await self._process(batch)
                 records += len(batch.frames)
                 size += sum(part.size for part in batch.parts)
@@ -139,7 +154,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         for part in batch.parts:
             part.blocks = work.blocks
             part.refusals = {p: r for p, r in work.refusals.items() if part.start <= p < part.stop}
-        await self._parts.delivery.deliver(batch.parts, batch.epoch)
+        self._parts.refusal_limits.check(batch.parts)
+        await self._parts.delivery.deliver(batch.parts)
         watch.mark("deliver")
         observer.records_transformed("columnar", work.columnar)
         observer.records_transformed("general", work.general)
@@ -191,7 +207,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Begin anew; positions come from the commits, or from the poller."""
-        self._parts.delivery.hold()
+        self._parts.delivery.hold(assigned)
+        self._parts.refusal_limits.forget()
         self._joined = True
         output = self._parts.topology.output
         beyond = [tp for tp in assigned if tp.partition >= output.partitions]
@@ -225,13 +242,18 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         return False
 
     async def _startup(self) -> None:
-        topology = await examine(self._settings)
-        self._connected = _Connected(self._settings, topology, self._observer)
-        try:
-            await self._connected.start()
-        except BaseException:
-            await self._connected.close()
-            raise
+        """Connect, and wait for a broker that is away as long as for one that goes away later."""
+        deadline = time.monotonic() + self._settings.delivery.retry_deadline_ms / 1000
+        while True:
+            try:
+                self._connected = await self._connect()
+                break
+            except BrokerAwayError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self._observer.retried("connect", error)
+                await asyncio.sleep(SECONDS_BETWEEN_STARTS)
+        topology = self._connected.topology
         self._connected.consumer.subscribe([topology.input.name], listener=self)
         self._observer.started(
             {
@@ -242,6 +264,16 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
                 "guarantee": self._settings.delivery.guarantee,
             }
         )
+
+    async def _connect(self) -> _Connected:
+        topology = await examine(self._settings)
+        connected = _Connected(self._settings, topology, self._observer, until_caught_up=self._until_caught_up)
+        try:
+            await connected.start()
+        except BaseException:
+            await connected.close()
+            raise
+        return connected
 
     async def _shutdown(self, main: asyncio.Task[None], ticker: asyncio.Task[None]) -> None:
         """Finish what is under way within the drain budget, store the progress, leave.
@@ -283,16 +315,18 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
 class _Connected:
     """What a worker has once the topics are known."""
 
-    def __init__(self, settings: Settings, topology: Topology, observer: Observer) -> None:
+    def __init__(self, settings: Settings, topology: Topology, observer: Observer, *, until_caught_up: bool) -> None:
         self.topology = topology
         self.consumer = make_consumer(settings)
         self._whole_batches = settings.kafka.whole_batches and seam.install()
         if settings.kafka.whole_batches and not self._whole_batches:
             observer.seam_unfit(aiokafka_version)
         whole = self._whole_batches
-        self.delivery = AtLeastOnce(settings, topology, self.consumer, observer, whole_batches=whole)
+        guarantee = ExactlyOnce if settings.delivery.guarantee == "exactly_once" else AtLeastOnce
+        self.delivery: Delivery = guarantee(settings, topology, self.consumer, observer, whole_batches=whole)
         self.poller = Poller(settings, self.consumer, self.delivery, observer, whole_batches=whole)
-        self.ticker = Ticker(settings, self.consumer, self.delivery, observer)
+        self.refusal_limits = RefusalLimits(settings)
+        self.ticker = Ticker(settings, self.consumer, self.delivery, observer, until_caught_up=until_caught_up)
         self._timeout_ms = settings.kafka.request_timeout_ms
 
     async def start(self) -> None:
@@ -301,9 +335,7 @@ class _Connected:
             with seam.whole_batches() if self._whole_batches else nullcontext():
                 await bounded(self.consumer.start(), self._timeout_ms)
         except (errors.KafkaError, TimeoutError) as error:
-            raise BrokerUnusableError(
-                f"Cannot start a consumer: {describe(error)}", "Check the user's rights on kafka.group_id"
-            ) from error
+            raise unusable("Cannot start a consumer", "Check the user's rights on kafka.group_id", error) from error
 
     async def close(self) -> None:
         await close(self.consumer, 5)

@@ -13,6 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 from harness import Bus, ServiceProcess, clean_environment, environment, pack, unpack
 
 if TYPE_CHECKING:
@@ -147,3 +148,18 @@ def test_ctrl_c_ends_the_demo_cleanly() -> None:
     while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in children):
         time.sleep(0.1)
     assert not [pid for pid in children if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+async def test_a_run_can_end_when_all_is_done(bus: Bus, guarantee: str) -> None:
+    """`run --until-caught-up` answers what is there, also where it was there before, and ends with 0."""
+    settings = {**bus.settings, "delivery__guarantee": guarantee}
+    for number in (1, 2):
+        await bus.send([pack([1.0, 2.0], id=n) for n in range(500)], partition=None)
+        done = await asyncio.to_thread(_command, "run", "--until-caught-up", **settings)
+        assert done.returncode == 0, done.stderr
+        assert "caught up" in done.stderr + done.stdout
+        await bus.outputs(500 * number)
+    again = await asyncio.to_thread(_command, "run", "--until-caught-up", **settings)
+    assert again.returncode == 0, again.stderr
+    await bus.outputs(1000)

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from harness import Bus, ServiceProcess, clean_environment, environment, eventually, pack, unpack
 
-from service.broker import Broker, BrokerConfig, SaslPlain
+from service.broker import Broker, BrokerConfig, Cluster, SaslPlain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +39,12 @@ def _free_port() -> int:
 
 
 def test_a_broker_that_is_not_there() -> None:
-    """Exit code 3 after one request timeout, naming the address and the setting."""
+    """Waited for until the deadline, with a line about it at once; then exit code 3."""
     port = _free_port()
-    done = _run(kafka__bootstrap_servers=f"127.0.0.1:{port}", kafka__request_timeout_ms=1500)
+    hasty = {"kafka__request_timeout_ms": 1000, "delivery__retry_deadline_ms": 2500}
+    done = _run(kafka__bootstrap_servers=f"127.0.0.1:{port}", **hasty)
     assert done.returncode == 3
+    assert "waiting for the broker" in done.stderr + done.stdout
     assert f"Cannot reach Kafka at 127.0.0.1:{port}" in done.stderr
     assert "kafka.bootstrap_servers" in done.stderr
     assert "Traceback" not in done.stderr
@@ -195,3 +197,15 @@ def test_sigterm_during_the_start() -> None:
             assert process.wait(10) == 0
         finally:
             process.kill()
+
+
+async def test_one_silent_broker_of_three_keeps_nobody_from_starting(make_service: MakeService) -> None:
+    """Whichever broker is asked first, and although it is still believed to be the leader of something."""
+    with Cluster(3, BrokerConfig(tmpfs=True)) as cluster:
+        async with Bus(cluster.bootstrap_servers, "silent", 3, replication=3) as bus:
+            await asyncio.to_thread(cluster.brokers[1].freeze)
+            try:
+                service = await make_service(bus, kafka__request_timeout_ms=2000).start().ready(within=60)
+            finally:
+                await asyncio.to_thread(cluster.brokers[1].thaw)
+            assert await service.stop() == 0

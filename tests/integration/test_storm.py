@@ -9,13 +9,17 @@ import pytest
 from chaos import report
 from chaos.storm import Options, storm
 
-SECONDS = 45
+SECONDS = 40
 
 
 @pytest.mark.timeout(400)
-async def test_nothing_is_lost_in_a_storm() -> None:
-    """Instances and brokers die and freeze, connections are cut and slow: every message is answered, in order."""
-    outcome = await storm(Options(minutes=SECONDS / 60, seed=7, rate=500), print)
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+async def test_nothing_is_lost_in_a_storm(guarantee: str) -> None:
+    """Instances and brokers die and freeze, connections are cut and slow: every message is answered, in order.
+
+    And with exactly-once none of them twice.
+    """
+    outcome = await storm(Options(guarantee, minutes=SECONDS / 60, seed=7, rate=500), print)
     assert outcome.is_sound, report.table(outcome)
     assert len(outcome.strikes) > 3
     shutil.rmtree(outcome.logs)
