@@ -216,9 +216,9 @@ class ServiceProcess:
         if guarantee := os.environ.get("SOFTMAX_TEST_GUARANTEE"):
             defaults["delivery__guarantee"] = guarantee
         self._environment = clean_environment() | environment(**{**defaults, **settings})
-        self._module = "service"
+        self.program = ["-m", "service"]
         if failpoint:
-            self._module = "chaos.instance"
+            self.program = ["-m", "chaos.instance"]
             self._environment[FAILPOINTS_VARIABLE] = failpoint
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -227,7 +227,7 @@ class ServiceProcess:
         """Start it; wait for nothing."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - ours
-                [sys.executable, "-m", self._module, "run"],
+                [sys.executable, *self.program, "run"],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

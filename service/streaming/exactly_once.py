@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from service.streaming.outgoing import Batch
     from service.streaming.progress import Ticket
-    from service.streaming.records import Part
+    from service.streaming.records import Part, Summary
     from service.streaming.startup import Topology
 
 # Before a lease is asked for again. Two members that both believe a partition theirs take it from each other until the
@@ -48,11 +48,28 @@ class TaintedError(errors.KafkaError):  # type: ignore[misc]  # aiokafka is not 
 
 @dataclass(slots=True)
 class _Work:
-    """A part to be delivered."""
+    """A part to be delivered.
 
-    part: Part
+    Attributes:
+        ticket: its place in the progress.
+        first: the offset of its first record.
+        assembled: its outputs, if they have been built already.
+        part: itself, if it is still needed: it holds the whole micro-batch.
+        summary: what is to be told of it, if it is not.
+    """
+
     ticket: Ticket
+    first: int
     assembled: Sequence[Batch] | None
+    part: Part | None
+    summary: Summary | None
+
+    @classmethod
+    def of(cls, part: Part, ticket: Ticket, assembled: Sequence[Batch] | None) -> _Work:
+        """The work that a part makes."""
+        if assembled is None or part.refusals:
+            return cls(ticket, part.first_offset, assembled, part, None)
+        return cls(ticket, part.first_offset, assembled, None, part.summary())
 
 
 class ExactlyOnce(Delivery):
@@ -92,7 +109,7 @@ class ExactlyOnce(Delivery):
         assembled = self._outgoing.assembled(parts, self._culprits.singly_until)
         for part in parts:
             if part.stamp == self.stamp(part.partition):
-                self._lanes[part.partition].add(_Work(part, self._begin(part), assembled.get(part)))
+                self._lanes[part.partition].add(_Work.of(part, self._begin(part), assembled.get(part)))
         self._observer.in_flight(self.progress.records, self.progress.size)
 
     async def recover(self) -> None:
@@ -198,15 +215,20 @@ class ExactlyOnce(Delivery):
     def batches(self, work: _Work, transactions: Transactions) -> Iterator[Batch]:
         """The batches of a part."""
         part = work.part
+        if part is None:
+            yield from work.assembled or ()
+            return
         new_batch = self._outgoing.new_builder if self._whole_batches else transactions.new_batch
-        return self._outgoing.batches(part, new_batch, self._culprits.singly_until(part.partition), work.assembled)
+        singly_until = self._culprits.singly_until(part.partition)
+        yield from self._outgoing.batches(part, new_batch, singly_until, work.assembled)
 
     def done(self, works: Sequence[_Work], sent: Sequence[Batch], seconds: float) -> None:
         """A transaction with these parts has been committed."""
         for work in works:
             self._finish(work.ticket)
-            mine = [b for b in sent if work.part.first_offset <= b.first < work.part.next_offset]
-            self._report(work.part.summary(), mine)
+            summary = work.summary or (work.part.summary() if work.part else None)
+            if summary is not None:
+                self._report(summary, [batch for batch in sent if work.first <= batch.first < work.ticket.next_offset])
         self._observer.stage_ended("commit", seconds)
         self._moved.set()
 

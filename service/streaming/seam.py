@@ -19,13 +19,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiokafka
-from aiokafka import conn, errors
+from aiokafka import errors
 from aiokafka.consumer import fetcher
-from aiokafka.protocol import produce
-from aiokafka.protocol.types import Int32
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
+from service.streaming import wire
 from service.transform import record_batch
 from service.transform.record_batch import HEADER_BYTES, FinishedBatch, Header, RecordBatch
 from service.transform.varints import wrapped
@@ -34,17 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-# How much a connection reads before it is paused: with aiokafka's 64 KiB it stops and starts at every chunk, which is
-# a tenth of all time at 1000 classes.
-READ_AHEAD_BYTES: Final = 1 << 20
-# Those that carry record batches of today's format.
-_PRODUCE_REQUESTS: Final = (
-    produce.ProduceRequest_v3,
-    produce.ProduceRequest_v4,
-    produce.ProduceRequest_v5,
-    produce.ProduceRequest_v6,
-    produce.ProduceRequest_v7,
-)
 TESTED: Final = frozenset({"0.14.0"})
 
 _LENGTH: Final = struct.Struct(">i")
@@ -94,24 +82,10 @@ def install() -> bool:
     """Put the hooks in place; tell whether this version of aiokafka is one that they are known to fit."""
     if aiokafka.__version__ not in TESTED:
         return False
-    conn.READER_LIMIT = READ_AHEAD_BYTES
-    for request in _PRODUCE_REQUESTS:
-        request.encode = _encode_produce_request
+    wire.install()
     fetcher.MemoryRecords = _memory_records
     fetcher.PartitionRecords = _partition_records
     return True
-
-
-def _encode_produce_request(request: Any) -> bytes:
-    """What the request's own `encode` gives, in one copy of the batches instead of six."""
-    transactional_id, acks, timeout, _ = request.SCHEMA.fields
-    parts = [transactional_id.encode(request.transactional_id), acks.encode(request.required_acks)]
-    parts += [timeout.encode(request.timeout), Int32.encode(len(request.topics))]
-    for topic, batches in request.topics:
-        parts += [transactional_id.encode(topic), Int32.encode(len(batches))]
-        for partition, batch in batches:
-            parts += [Int32.encode(partition), Int32.encode(len(batch)), batch]
-    return b"".join(parts)
 
 
 @contextmanager
@@ -125,7 +99,7 @@ def whole_batches() -> Iterator[None]:
 
 
 def _memory_records(raw: bytes) -> Any:
-    return _Batches(raw) if _wanted.get() else MemoryRecords(raw)
+    return _Batches(raw) if _wanted.get() else MemoryRecords(bytes(raw))
 
 
 def _partition_records(*args: Any) -> Any:

@@ -158,7 +158,13 @@ class Ticker:
             )
 
     async def _check_stall(self, seconds: float) -> None:
-        """A restart cures a stall only if the broker is well: ask it."""
+        """A restart cures a stall only if the broker is well: ask it.
+
+        First `/livez` tells, with the stacks in the log; who does not look there is left after twice the time.
+
+        Raises:
+            BrokerUnusableError: nothing moves, and nobody has ended this process for it.
+        """
         if seconds <= self._settings.http.stall_seconds:
             self.stalled_for = 0.0
             return
@@ -171,6 +177,11 @@ class Ticker:
         if not self.stalled_for:
             self._observer.stalled(seconds, _stacks())
         self.stalled_for = seconds
+        if seconds > 2 * self._settings.http.stall_seconds:
+            raise BrokerUnusableError(
+                f"Nothing has moved for {seconds:.0f} s although records wait and Kafka answers",
+                "Start again, and report the stacks in the log",
+            )
 
 
 def _stacks() -> str:

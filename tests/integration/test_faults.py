@@ -47,6 +47,15 @@ async def _feed(bus: Bus, start: int, count: int, pause: float = 0.02) -> None:
         await asyncio.sleep(pause)
 
 
+async def _feed_until(bus: Bus, stop: asyncio.Event) -> int:
+    """Write to all partitions until told to stop; how many."""
+    count = 0
+    while not stop.is_set():
+        await _feed(bus, count, 100)
+        count += 100
+    return count
+
+
 def _expected(bus: Bus, count: int) -> dict[int, list[int]]:
     return {partition: list(range(partition, count, bus.partitions)) for partition in range(bus.partitions)}
 
@@ -71,7 +80,8 @@ async def test_kill_and_restart_loses_nothing(bus: Bus, make_service: MakeServic
 
 async def test_sigterm_repeats_nothing(bus: Bus, make_service: MakeService) -> None:
     """Stopped and started again under load, the service answers every record exactly once."""
-    feeding = asyncio.create_task(_feed(bus, 0, 12_000))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(_feed_until(bus, enough))
     service = make_service(bus)
     for _ in range(4):
         await service.start().ready()
@@ -79,8 +89,9 @@ async def test_sigterm_repeats_nothing(bus: Bus, make_service: MakeService) -> N
         assert await service.stop() == 0
         assert service.events("stopped")[-1]["how"] == "drained"
     await service.start().ready()
-    await feeding
-    assert _by_partition(await bus.outputs(12_000)) == _expected(bus, 12_000)
+    enough.set()
+    count = await feeding
+    assert _by_partition(await bus.outputs(count)) == _expected(bus, count)
     assert await service.stop() == 0
 
 
@@ -274,3 +285,35 @@ async def test_a_header_name_that_is_no_text_stops_the_service_with_a_reason(
     assert await service.wait() == 3
     assert "header name that is not UTF-8" in service.log
     assert "Traceback" not in service.log
+
+
+# A service whose consumer, after some time, returns nothing any more although there is something.
+DEAF = """
+import asyncio, time
+from aiokafka import AIOKafkaConsumer
+from service.cli import main
+getmany, begun = AIOKafkaConsumer.getmany, time.monotonic()
+async def deaf(self, *partitions, timeout_ms=0, max_records=None):
+    if time.monotonic() - begun < 4:
+        return await getmany(self, *partitions, timeout_ms=timeout_ms, max_records=max_records)
+    await asyncio.sleep(timeout_ms / 1000)
+    return {}
+AIOKafkaConsumer.getmany = deaf
+main()
+"""
+
+
+async def test_a_consumer_that_silently_stops_is_noticed_and_ended(bus: Bus, make_service: MakeService) -> None:
+    """First `/livez` fails, with the stacks in the log; then the process ends, and its successor does the work."""
+    service = make_service(bus, http__stall_seconds=3)
+    service.program = ["-c", DEAF]
+    await service.start().ready()
+    await asyncio.sleep(4)
+    await bus.send([_message(number) for number in range(100)], partition=None)
+    await eventually(lambda: service.get("/livez")[0] == 503)
+    assert await service.wait() == 3
+    assert "Nothing has moved for" in service.log
+    assert "main loop" in service.log
+    successor = await make_service(bus).start().ready()
+    await bus.outputs(100)
+    assert await successor.stop() == 0

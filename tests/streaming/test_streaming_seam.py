@@ -11,8 +11,6 @@ import pytest
 from aiokafka import TopicPartition, conn, errors
 from aiokafka.consumer import fetcher
 from aiokafka.producer.message_accumulator import MessageBatch
-from aiokafka.protocol import produce
-from aiokafka.protocol.struct import Struct
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -20,7 +18,7 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.streaming import seam
+from service.streaming import seam, wire
 from service.transform.frames import Frames, Record
 from service.transform.record_batch import CODECS, HEADER_BYTES, FinishedBatch
 
@@ -184,11 +182,13 @@ def test_a_batch_shorter_than_its_header_is_corrupt() -> None:
 
 @pytest.fixture
 def hooks() -> Iterator[None]:
-    before = fetcher.MemoryRecords, fetcher.PartitionRecords, conn.READER_LIMIT
-    encoders = [request.encode for request in seam._PRODUCE_REQUESTS]
+    before = fetcher.MemoryRecords, fetcher.PartitionRecords
+    of_connections = conn.READER_LIMIT, conn.AIOKafkaProtocol, conn.io, conn.AIOKafkaConnection._handle_frame
+    encoders = [request.encode for request in wire._PRODUCE_REQUESTS]
     yield
-    fetcher.MemoryRecords, fetcher.PartitionRecords, conn.READER_LIMIT = before
-    for request, encoder in zip(seam._PRODUCE_REQUESTS, encoders, strict=True):
+    fetcher.MemoryRecords, fetcher.PartitionRecords = before
+    conn.READER_LIMIT, conn.AIOKafkaProtocol, conn.io, conn.AIOKafkaConnection._handle_frame = of_connections
+    for request, encoder in zip(wire._PRODUCE_REQUESTS, encoders, strict=True):
         request.encode = encoder
 
 
@@ -216,31 +216,6 @@ def test_an_untested_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_version_that_is_installed_is_one_that_is_tested() -> None:
     """Else all other tests here would be of another library."""
     assert aiokafka.__version__ in seam.TESTED
-
-
-# What is written
-
-
-produced = st.lists(
-    st.tuples(st.text(max_size=5), st.lists(st.tuples(st.integers(0, 99), st.binary(max_size=30)), max_size=3)),
-    max_size=3,
-)
-
-
-@given(produced, st.none() | st.text(max_size=5), st.integers(-1, 1), st.integers(0, 1 << 30))
-def test_produce_requests_are_encoded_as_aiokafka_does(
-    topics: list[Any], transactional_id: str | None, acks: int, timeout: int
-) -> None:
-    for kind in seam._PRODUCE_REQUESTS:
-        request = kind(transactional_id, acks, timeout, topics)
-        views = [(topic, [(number, memoryview(content)) for number, content in batches]) for topic, batches in topics]
-        same = kind(transactional_id, acks, timeout, views)
-        assert seam._encode_produce_request(same) == Struct.encode(request)
-
-
-def test_every_version_of_the_produce_request_that_holds_batches_is_known() -> None:
-    offered = produce.ProduceRequest._CLASSES
-    assert set(seam._PRODUCE_REQUESTS) == {kind for kind in offered if kind.API_VERSION >= 3}
 
 
 headers = st.lists(st.tuples(st.text(max_size=4), st.none() | st.binary(max_size=4)), max_size=2)
