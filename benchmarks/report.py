@@ -59,7 +59,7 @@ def throughput(results: Mapping[str, Any]) -> str:
     if most := results.get("input_batch_records"):
         key += f" Record batches of 1 to {most} records in the input."
     lines = [
-        _origin(results),
+        origin(results),
         "",
         key,
         "",
@@ -98,7 +98,7 @@ def latency(results: Mapping[str, Any]) -> str:
         for row in results["latency"]
     ]
     lines = [
-        _origin(results),
+        origin(results),
         "",
         f"Medians of {results['planned_rounds']} rounds of {results['seconds']:g} s, K = {results['classes']}.",
         "",
@@ -137,7 +137,7 @@ def soak(results: Mapping[str, Any]) -> str:
         f" waiting; after the stop {results['uncommitted_after_stop']:,} were not committed."
     )
     table = [_markdown_row(headings), _markdown_row(["---:"] * len(headings)), *map(_markdown_row, rows)]
-    return "\n".join([_origin(results), "", summary, "", *_plot("soak"), *table])
+    return "\n".join([origin(results), "", summary, "", *_plot("soak"), *table])
 
 
 def publish(results: Mapping[str, Any]) -> None:
@@ -201,7 +201,8 @@ def _failures(results: Mapping[str, Any]) -> list[str]:
     return ["", "Turns without figures:", "", *lines, ""] if lines else []
 
 
-def _origin(results: Mapping[str, Any]) -> str:
+def origin(results: Mapping[str, Any]) -> str:
+    """How the figures came about."""
     about = results["machine"]
     return (
         f"Written by `{results['command']}` on {about['date']}: {about['cores']} cores of {about['processor']},"

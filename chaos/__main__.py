@@ -32,6 +32,7 @@ def main() -> int:
         rate=arguments.rate,
         faults=arguments.faults.split(","),
         control=arguments.control,
+        chained=arguments.chained,
     )
     prepare(print)
     try:
@@ -68,6 +69,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1000.0, help="messages a second")
     parser.add_argument("--faults", type=_known, default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--control", choices=tuple(CONTROLS), default="", help="a safeguard to switch off")
+    parser.add_argument("--chained", action="store_true", help="two services, one reading what the other writes")
     parser.add_argument("--json", type=Path, help="a file for the outcome")
     return parser.parse_args()
 

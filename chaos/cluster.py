@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NODES: Final = 3
 INPUT, OUTPUT, DEAD_LETTER = "chaos.logits", "chaos.probabilities", "chaos.dead"
+# Between two services of which one reads what the other writes.
+MIDDLE, MIDDLE_DEAD_LETTER = "chaos.middle", "chaos.middle.dead"
 WHOLE_SECONDS: Final = 120.0
 
 
@@ -84,8 +86,9 @@ async def stage(partitions: int) -> AsyncIterator[Stage]:
 
 def _create_topics(servers: str, partitions: int) -> None:
     admin = AdminClient({"bootstrap.servers": servers})
-    wanted = [NewTopic(name, partitions, NODES) for name in (INPUT, OUTPUT)]
-    wanted.append(NewTopic(DEAD_LETTER, partitions, NODES, config={"max.message.bytes": "1100000"}))
+    wanted = [NewTopic(name, partitions, NODES) for name in (INPUT, MIDDLE, OUTPUT)]
+    large = {"max.message.bytes": "1100000"}
+    wanted += [NewTopic(name, partitions, NODES, config=large) for name in (DEAD_LETTER, MIDDLE_DEAD_LETTER)]
     for created in admin.create_topics(wanted).values():
         created.result(30)
     _wait_until_whole(servers)

@@ -66,10 +66,11 @@ class FleetError(Exception):
 class Instance:
     """One instance, which is started again when it ends by itself."""
 
-    def __init__(self, name: str, fleet: Fleet) -> None:
+    def __init__(self, name: str, fleet: Fleet, environment: Mapping[str, str]) -> None:
         """Start nothing yet."""
         self.name = name
         self._fleet = fleet
+        self._environment = environment
         self._log = fleet.directory / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -90,7 +91,7 @@ class Instance:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", module, "run"),
-                env={**self._fleet.environment, **added, "SOFTMAX_KAFKA__CLIENT_ID": self.name},
+                env={**self._environment, **added, "SOFTMAX_KAFKA__CLIENT_ID": self.name},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -180,17 +181,28 @@ class Fleet:
 
     Attributes:
         directory: where their logs are.
-        environment: their settings.
         control: the safeguard that is switched off in all of them, or nothing.
         exits: of processes, in their order.
         instances: those that are there all the time.
     """
 
-    def __init__(self, directory: Path, settings: Mapping[str, object], count: int, control: str = "") -> None:
-        """Start nothing yet."""
+    def __init__(
+        self, directory: Path, settings: Sequence[Mapping[str, object]], count: int, control: str = ""
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            directory: where their logs go.
+            settings: of the services in a chain, of which instances are made in turn.
+            count: how many instances there are all the time.
+            control: the safeguard to switch off, or nothing.
+        """
         ours = {name: text for name, text in os.environ.items() if not name.startswith("SOFTMAX_")}
         self.directory = directory
-        self.environment = {**ours, **{f"SOFTMAX_{name.upper()}": str(value) for name, value in settings.items()}}
+        self._environments = [
+            {**ours, **{f"SOFTMAX_{name.upper()}": str(value) for name, value in of_service.items()}}
+            for of_service in settings
+        ]
         self.control = control
         self.exits: list[Exit] = []
         self._all: list[Instance] = []
@@ -198,7 +210,8 @@ class Fleet:
 
     def new(self, name: str) -> Instance:
         """One more, which is not started."""
-        self._all.append(Instance(name, self))
+        environment = self._environments[len(self._all) % len(self._environments)]
+        self._all.append(Instance(name, self, environment))
         return self._all[-1]
 
     async def __aenter__(self) -> Self:

@@ -37,7 +37,7 @@ class Failpoint:
     when: Literal["before", "after"]
 
 
-SECONDS_BETWEEN: Final = 0.3
+SECONDS_BETWEEN: Final = 5.0
 
 _EXACTLY_ONCE: Final = "service.streaming.exactly_once:ExactlyOnce"
 _AT_LEAST_ONCE: Final = "service.streaming.at_least_once:AtLeastOnce"
@@ -116,7 +116,7 @@ def _ask_for_the_offset_before_the_lease() -> None:
         await original(self)
 
     async def slow_start(self: Any) -> None:
-        # The time that it takes a busy cluster: without it the gap is a millisecond.
+        # As long as a cluster takes that is looking for a leader; a member that was paused comes back meanwhile.
         await asyncio.sleep(SECONDS_BETWEEN)
         await start(self)
 

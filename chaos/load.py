@@ -26,8 +26,9 @@ class Load:
         error: what ended it, if something did.
     """
 
-    def __init__(self, servers: str, ledger: Ledger, partitions: int, rate: float) -> None:
-        """Send nothing yet; then `rate` messages a second, one partition after the other."""
+    def __init__(self, servers: str, ledger: Ledger, partitions: int, rate: float, *, bare: bool = False) -> None:
+        """Send nothing yet; then `rate` messages a second, maps or bare logits, one partition after the other."""
+        self._bare = bare
         self.error: BaseException | None = None
         self._ledger = ledger
         self._partitions = partitions
@@ -90,7 +91,7 @@ class Load:
                 try:
                     self._producer.produce(
                         INPUT,
-                        messages.value(number),
+                        messages.value(number, bare=self._bare),
                         messages.key(number),
                         number % self._partitions,
                         timestamp=messages.timestamp_ms(number),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # One in so many is invalid. A prime, so that they reach all partitions.
 INVALID_EVERY: Final = 97
 REASONS: Final = ("nan", "malformed_msgpack", "missing_logits", "not_numeric")
+# Of bare tensors, which have no fields.
+BARE_REASONS: Final = ("nan", "malformed_msgpack", "empty", "not_numeric")
 # Some carry a header, which must come back.
 HEADER_EVERY: Final = 7
 MOST_CLASSES: Final = 30
@@ -25,9 +27,10 @@ TOLERANCE: Final = 1e-5
 Headers = list[tuple[str, bytes]]
 
 
-def reason(number: int) -> str | None:
+def reason(number: int, *, bare: bool = False) -> str | None:
     """Why the message of this number must be refused; `None` for a valid one."""
-    return None if number % INVALID_EVERY else REASONS[number // INVALID_EVERY % len(REASONS)]
+    reasons = BARE_REASONS if bare else REASONS
+    return None if number % INVALID_EVERY else reasons[number // INVALID_EVERY % len(reasons)]
 
 
 def key(number: int) -> bytes:
@@ -45,20 +48,20 @@ def headers(number: int) -> Headers:
     return [] if number % HEADER_EVERY else [("trace", b"t%d" % number)]
 
 
-def value(number: int) -> bytes:
-    """Its value."""
-    scores = logits(number)
-    match reason(number):
-        case None:
-            return _pack({"id": number, "logits": scores.tolist()}, number)
-        case "nan":
-            return _pack({"id": number, "logits": [*scores.tolist(), float("nan")]}, number)
-        case "malformed_msgpack":
-            return _pack({"id": number, "logits": scores.tolist()}, number)[:-1]
-        case "missing_logits":
-            return _pack({"id": number}, number)
-        case _:
-            return _pack({"id": number, "logits": ["one"]}, number)
+def value(number: int, *, bare: bool = False) -> bytes:
+    """Its value: a map with an id, or the bare logits, whose answer can be read by another service as logits again."""
+    scores: list[Any] = logits(number).tolist()
+    why = reason(number, bare=bare)
+    if why == "missing_logits":
+        return _pack({"id": number}, number)
+    if why == "nan":
+        scores = [*scores, float("nan")]
+    elif why == "empty":
+        scores = []
+    elif why == "not_numeric":
+        scores = ["one"]
+    packed = _pack(scores if bare else {"id": number, "logits": scores}, number)
+    return packed[:-1] if why == "malformed_msgpack" else packed
 
 
 def logits(number: int) -> NDArray[np.float64]:
@@ -67,17 +70,22 @@ def logits(number: int) -> NDArray[np.float64]:
     return ((number * 2654435761 + (classes + 1) * 40503 * (number + 1)) % 65521) / 8192.0 - 4.0
 
 
-def fault_of_output(number: int, found: bytes | None, found_headers: Sequence[tuple[str, bytes]] | None) -> str | None:
-    """What is wrong with an output that claims to answer this number; `None` if nothing is."""
+def fault_of_output(
+    number: int, found: bytes | None, found_headers: Sequence[tuple[str, bytes]] | None, *, bare: bool = False
+) -> str | None:
+    """What is wrong with an output that claims to answer this number; `None` if nothing is.
+
+    That of bare logits has passed through two services, one after the other.
+    """
     try:
         output = msgpack.unpackb(found or b"")
     except ValueError as error:
         return f"no msgpack: {error}"
+    if bare and isinstance(output, list):
+        output = {"id": number, "probabilities": output}
     if not isinstance(output, dict) or output.keys() != {"id", "probabilities"} or output["id"] != number:
         return f"not the answer: {str(output)[:80]}"
-    scores = logits(number)
-    expected = np.exp(scores - scores.max())
-    expected /= expected.sum()
+    expected = _softmax(_softmax(logits(number))) if bare else _softmax(logits(number))
     probabilities = np.asarray(output["probabilities"])
     if probabilities.shape != expected.shape or not np.allclose(probabilities, expected, TOLERANCE, TOLERANCE):
         return f"other probabilities: {str(output)[:80]}"
@@ -91,13 +99,15 @@ def fault_of_dead_letter(
     found: bytes | None,
     found_headers: Sequence[tuple[str, bytes]] | None,
     coordinates: tuple[int, int] | None,
+    *,
+    bare: bool = False,
 ) -> str | None:
     """What is wrong with a dead letter of this number, stored in the input at (partition, offset)."""
     told = {name: text.decode() for name, text in found_headers or ()}
-    if found != value(number):
+    if found != value(number, bare=bare):
         return "another value"
-    if told.get("softmax-error-reason") != reason(number):
-        return f"reason {told.get('softmax-error-reason')}, not {reason(number)}"
+    if (why := told.get("softmax-error-reason")) != reason(number, bare=bare):
+        return f"reason {why}, not {reason(number, bare=bare)}"
     if coordinates is not None:
         partition, offset = coordinates
         if (told.get("softmax-error-partition"), told.get("softmax-error-offset")) != (str(partition), str(offset)):
@@ -105,6 +115,12 @@ def fault_of_dead_letter(
     return None
 
 
-def _pack(message: dict[str, Any], number: int) -> bytes:
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(scores - scores.max())
+    probabilities: NDArray[np.float64] = powers / powers.sum()
+    return probabilities
+
+
+def _pack(message: object, number: int) -> bytes:
     packed: bytes = msgpack.packb(message, use_single_float=number % 2 == 0)
     return packed

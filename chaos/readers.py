@@ -43,8 +43,9 @@ class Reader:
         error: what ended it early, if something did.
     """
 
-    def __init__(self, name: str, servers: str, ledger: Ledger, partitions: int) -> None:
-        """Read nothing yet."""
+    def __init__(self, name: str, servers: str, ledger: Ledger, partitions: int, *, bare: bool = False) -> None:
+        """Read nothing yet; then answers to messages, or to bare logits that have passed through two services."""
+        self._bare = bare
         self.error: BaseException | None = None
         self._name = name
         self._ledger = ledger
@@ -172,10 +173,11 @@ class Reader:
         column.offsets.append(message.offset())
         column.at.append(time.monotonic())
         if topic == OUTPUT:
-            fault = messages.fault_of_output(number, message.value(), message.headers())
+            fault = messages.fault_of_output(number, message.value(), message.headers(), bare=self._bare)
         else:
             coordinates = self._ledger.coordinates(partition, number)
-            fault = messages.fault_of_dead_letter(number, message.value(), message.headers(), coordinates)
+            value, headers = message.value(), message.headers()
+            fault = messages.fault_of_dead_letter(number, value, headers, coordinates, bare=self._bare)
         if message.timestamp()[1] != messages.timestamp_ms(number):
             fault = fault or f"another timestamp: {message.timestamp()}"
         if fault:

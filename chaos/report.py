@@ -28,6 +28,8 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         f"{options.guarantee}, seed {options.seed}: {outcome.messages} messages ({outcome.refused} to refuse) in"
         f" {outcome.seconds:.0f} s, {options.instances} instances, {len(outcome.strikes)} faults"
     )
+    if options.chained:
+        yield "two services in a chain"
     if options.control:
         yield f"control: without the safeguard {options.control}"
     yield ""

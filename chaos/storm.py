@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from chaos.cluster import DEAD_LETTER, INPUT, OUTPUT, stage
+from chaos.cluster import DEAD_LETTER, INPUT, MIDDLE, MIDDLE_DEAD_LETTER, OUTPUT, stage
 from chaos.faults import FAULTS, SESSION_SECONDS, Fault, Scene
 from chaos.fleet import Fleet
 from chaos.ledger import Ledger
@@ -48,6 +48,7 @@ class Options:
         rate: messages a second.
         faults: names of those that are inflicted.
         control: the safeguard that is switched off, or nothing.
+        chained: whether two services follow each other, the second reading what the first writes.
         settle_seconds: after the storm, how long to wait for the next answer while some are missing.
     """
 
@@ -58,6 +59,7 @@ class Options:
     rate: float = 1000.0
     faults: Sequence[str] = tuple(FAULTS)
     control: str = ""
+    chained: bool = False
     settle_seconds: float = 60.0
 
     @property
@@ -118,8 +120,11 @@ async def storm(options: Options, tell: Callable[[str], None]) -> Outcome:
     logs = Path(tempfile.mkdtemp(prefix="softmax-chaos-"))
     tell(f"seed {options.seed}; the logs are in {logs}")
     async with stage(PARTITIONS) as here:
-        concurrent, final = (Reader(name, here.direct, ledger, PARTITIONS) for name in ("concurrent", "final"))
-        load = Load(here.direct, ledger, PARTITIONS, options.rate)
+        bare = options.chained
+        concurrent, final = (
+            Reader(name, here.direct, ledger, PARTITIONS, bare=bare) for name in ("concurrent", "final")
+        )
+        load = Load(here.direct, ledger, PARTITIONS, options.rate, bare=bare)
         with concurrent:
             async with Fleet(logs, _settings(options, here), options.instances, options.control) as fleet:
                 async with _loaded(load) as seconds:
@@ -136,13 +141,27 @@ async def storm(options: Options, tell: Callable[[str], None]) -> Outcome:
     return Outcome(options, seconds(), len(ledger), ledger.refused(), strikes, fleet.exits, verdict, logs)
 
 
-def _settings(options: Options, here: Stage) -> dict[str, object]:
+def _settings(options: Options, here: Stage) -> list[dict[str, object]]:
+    """Of one service, or of two in a chain."""
+    common = _common_settings(options, here)
+    services = [(INPUT, OUTPUT, DEAD_LETTER)]
+    if options.chained:
+        services = [(INPUT, MIDDLE, DEAD_LETTER), (MIDDLE, OUTPUT, MIDDLE_DEAD_LETTER)]
+    return [
+        {
+            **common,
+            "kafka__group_id": f"chaos-{source}",
+            "topics__input": source,
+            "topics__output": target,
+            "topics__dead_letter": dead_letter,
+        }
+        for source, target, dead_letter in services
+    ]
+
+
+def _common_settings(options: Options, here: Stage) -> dict[str, object]:
     return {
         "kafka__bootstrap_servers": here.relayed,
-        "kafka__group_id": "chaos",
-        "topics__input": INPUT,
-        "topics__output": OUTPUT,
-        "topics__dead_letter": DEAD_LETTER,
         "delivery__guarantee": options.guarantee,
         # Dead members and silent brokers are noticed within seconds: there are more faults in a storm then.
         "kafka__session_timeout_ms": int(SESSION_SECONDS * 1000),

@@ -106,6 +106,8 @@ class KafkaSettings(Section):
     """Read and write whole record batches past aiokafka's public interface, which makes an object of each record."""
     session_timeout_ms: Milliseconds = 30_000
     """Silence after which the group considers this member dead."""
+    metadata_max_age_ms: Milliseconds = 60_000
+    """How old what is known of the topics may become: so long it takes until new partitions are noticed."""
     request_timeout_ms: Milliseconds = 10_000
     """How long one request to a broker may take."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"

@@ -54,8 +54,9 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
     """Make service processes that end with the test, however it ends."""
     made: list[ServiceProcess] = []
 
-    def make(bus: Bus, failpoint: str = "", **settings: object) -> ServiceProcess:
-        service = ServiceProcess(bus, tmp_path / f"service-{len(made)}.log", settings, failpoint)
+    def make(bus: Bus, failpoint: str = "", control: str = "", **settings: object) -> ServiceProcess:
+        log = tmp_path / f"service-{len(made)}.log"
+        service = ServiceProcess(bus, log, settings, failpoint=failpoint, control=control)
         made.append(service)
         return service
 

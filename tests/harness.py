@@ -19,7 +19,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from chaos.instance import FAILPOINTS_VARIABLE
+from chaos.instance import CONTROLS_VARIABLE, FAILPOINTS_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -206,9 +206,14 @@ class Bus:
 
 
 class ServiceProcess:
-    """`softmax-service run` as its own process; one with a failpoint, as in `committed=3`, dies there."""
+    """`softmax-service run` as its own process.
 
-    def __init__(self, bus: Bus, log: Path, settings: Mapping[str, object], failpoint: str = "") -> None:
+    One with a failpoint, as in `committed=3`, dies there; one with a control lacks that safeguard.
+    """
+
+    def __init__(
+        self, bus: Bus, log: Path, settings: Mapping[str, object], *, failpoint: str = "", control: str = ""
+    ) -> None:
         defaults = {**bus.settings, "log__format": "json"}
         # The whole suite can be run on aiokafka's public interface alone, and with the other guarantee.
         if whole_batches := os.environ.get("SOFTMAX_TEST_WHOLE_BATCHES"):
@@ -217,9 +222,9 @@ class ServiceProcess:
             defaults["delivery__guarantee"] = guarantee
         self._environment = clean_environment() | environment(**{**defaults, **settings})
         self.program = ["-m", "service"]
-        if failpoint:
+        if failpoint or control:
             self.program = ["-m", "chaos.instance"]
-            self._environment[FAILPOINTS_VARIABLE] = failpoint
+            self._environment |= {FAILPOINTS_VARIABLE: failpoint, CONTROLS_VARIABLE: control}
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -125,6 +125,11 @@ class AtLeastOnce(Delivery):
                 self._consumer.seek(partition, position)
                 self.progress.jump(partition, position)
 
+    async def topics_have_grown(self) -> None:
+        """Partitions have been added: let the producer, which knows the topics, look at them again."""
+        if self._producer is not None:
+            await bounded(self._producer.client.force_metadata_update(), self._settings.kafka.request_timeout_ms)
+
     async def commit(self) -> None:
         """Store the progress.
 

@@ -109,6 +109,10 @@ class Delivery(ABC):
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - the budget is the caller's
         """End the producers."""
 
+    @abstractmethod
+    async def topics_have_grown(self) -> None:
+        """Partitions have been added: let connections that know the topics look at them again."""
+
     @property
     @abstractmethod
     def failed(self) -> bool:

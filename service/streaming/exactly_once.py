@@ -122,6 +122,9 @@ class ExactlyOnce(Delivery):
         for lane in self._lanes.values():
             lane.store_position()
 
+    async def topics_have_grown(self) -> None:
+        """Each assignment makes new producers, which look at the topics themselves."""
+
     def hold(self, assigned: Collection[TopicPartition]) -> None:
         """Partitions have been assigned: get the lease on each before anything is read from it."""
         self._drop_lanes()
@@ -235,6 +238,11 @@ class ExactlyOnce(Delivery):
     def stored(self, partition: TopicPartition, offset: int) -> None:
         """A partition's offset has been committed."""
         self._observer.committed({partition: offset})
+        self.all_well(partition)
+
+    def all_well(self, partition: TopicPartition) -> None:
+        """Nothing fails on a partition: a failure that comes now is a new one."""
+        self._failing_since.pop(partition, None)
 
     def judge(self, partition: TopicPartition, error: BaseException) -> None:
         """Decide what a failure means for the records in it and for the service.
@@ -364,6 +372,7 @@ class Lane:
         self._queue.clear()
         offset = works[-1].ticket.next_offset if works else self.delivery.progress.position(self.partition)
         if offset is None or offset == self._stored:
+            self.delivery.all_well(self.partition)
             return
         batches = (batch for work in works for batch in self.delivery.batches(work, transactions))
         sent = await transactions.run(batches, offset)

@@ -6,7 +6,8 @@ import asyncio
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
@@ -25,7 +26,7 @@ from service.streaming.ticker import Ticker
 from service.transform.pipeline import Messages
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine
+    from collections.abc import Awaitable, Collection, Coroutine, Iterator
 
     from service.observability.events import Observer
     from service.settings import Settings
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from service.streaming.startup import Topology
     from service.transform.frames import Frames
     from service.transform.pipeline import Pipeline, Work
+
+T = TypeVar("T")
 
 # The event loop sends heartbeats and answers probes: work goes on to its next step after this long at most, ...
 SLICE_SECONDS: Final = 0.005
@@ -80,6 +83,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         self._stopping = asyncio.Event()
         self._joined = False
         self._connected: _Connected | None = None
+        self._input_has_grown = False
         # aiokafka would log an error of a callback and forget it; here it ends the service.
         self._callback_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -136,6 +140,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
                     break  # not delivered, not committed: these records are read again
                 if not any(part.stamp == delivery.stamp(part.partition) for part in batch.parts):
                     continue
+                if self._input_has_grown:
+                    await self._look_at_topics_again()
                 await self._process(batch)
                 records += len(batch.frames)
                 size += sum(part.size for part in batch.parts)
@@ -210,16 +216,20 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         self._parts.delivery.hold(assigned)
         self._parts.refusal_limits.forget()
         self._joined = True
-        output = self._parts.topology.output
-        beyond = [tp for tp in assigned if tp.partition >= output.partitions]
-        if beyond and self._settings.delivery.partitioning == "same" and not self._callback_failed.done():
-            self._callback_failed.set_exception(
-                BrokerUnusableError(
-                    f"Partition {min(beyond).partition} of the input has none of its number in {output.name}",
-                    "Add partitions to topics.output, then restart",
-                )
-            )
+        # The input has got partitions since the start; whether the output has too must be asked before they are served.
+        known = self._parts.topology.input.partitions
+        self._input_has_grown |= any(partition.partition >= known for partition in assigned)
         self._observer.assigned(sorted(assigned))
+
+    async def _look_at_topics_again(self) -> None:
+        """See that the topics still fit each other.
+
+        Raises:
+            BrokerUnusableError: they do not, or Kafka cannot tell for too long.
+        """
+        self._parts.topology = await self._patiently(examine(self._settings) for _ in count())
+        await self._parts.delivery.topics_have_grown()
+        self._input_has_grown = False
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -242,17 +252,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
         return False
 
     async def _startup(self) -> None:
-        """Connect, and wait for a broker that is away as long as for one that goes away later."""
-        deadline = time.monotonic() + self._settings.delivery.retry_deadline_ms / 1000
-        while True:
-            try:
-                self._connected = await self._connect()
-                break
-            except BrokerAwayError as error:
-                if time.monotonic() > deadline:
-                    raise
-                self._observer.retried("connect", error)
-                await asyncio.sleep(SECONDS_BETWEEN_STARTS)
+        self._connected = await self._patiently(self._connect() for _ in count())
         topology = self._connected.topology
         self._connected.consumer.subscribe([topology.input.name], listener=self)
         self._observer.started(
@@ -264,6 +264,23 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is no
                 "guarantee": self._settings.delivery.guarantee,
             }
         )
+
+    async def _patiently(self, attempts: Iterator[Awaitable[T]]) -> T:
+        """Wait for a broker that is away at the start as long as for one that goes away later.
+
+        Raises:
+            BrokerUnusableError: it stays away, or something is wrong that no waiting cures.
+        """
+        deadline = time.monotonic() + self._settings.delivery.retry_deadline_ms / 1000
+        for attempt in attempts:
+            try:
+                return await attempt
+            except BrokerAwayError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self._observer.retried("connect", error)
+                await asyncio.sleep(SECONDS_BETWEEN_STARTS)
+        raise AssertionError
 
     async def _connect(self) -> _Connected:
         topology = await examine(self._settings)

@@ -198,3 +198,19 @@ async def test_a_record_that_the_broker_refuses_becomes_a_dead_letter(kafka: Bro
         (letter,) = await bus.dead_letters(1)
         assert dict(letter.headers)["softmax-error-reason"] == b"output_too_large"
         assert await service.stop() == 0
+
+
+async def test_without_waiting_for_acknowledgements_a_refused_batch_is_lost(
+    kafka: Broker, make_service: MakeService
+) -> None:
+    """The control of the test before: aiokafka's commit takes a failed batch for done, and its offset is stored."""
+    async with Bus(kafka.bootstrap_servers, "unsettled", 1, output_configs={"max.message.bytes": "600"}) as bus:
+        await bus.send([pack(np.linspace(-1, 1, 500, dtype=np.float32), id=7)])
+        service = make_service(bus, control="await_sends", **EXACTLY_ONCE, kafka__compression="lz4").start()
+        for _ in range(200):
+            if (await _committed(bus)).get(0) == 1:
+                break
+            await asyncio.sleep(0.1)
+        assert await _committed(bus) == {0: 1}
+        assert await bus.outputs(0) == await bus.dead_letters(0) == []
+        await service.kill()

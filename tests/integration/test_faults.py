@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.record.util import calc_crc32c as crc32c
 from harness import Bus, ServiceProcess, eventually, pack, unpack
@@ -317,3 +319,66 @@ async def test_a_consumer_that_silently_stops_is_noticed_and_ended(bus: Bus, mak
     successor = await make_service(bus).start().ready()
     await bus.outputs(100)
     assert await successor.stop() == 0
+
+
+async def _add_partitions(bus: Bus, total: int, *topics: str) -> None:
+    admin = AIOKafkaAdminClient(**bus.connection)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(total) for topic in topics})
+    finally:
+        await admin.close()
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+async def test_partitions_that_are_added_are_served(bus: Bus, make_service: MakeService, guarantee: str) -> None:
+    """To both topics: noticed, assigned and answered without a restart."""
+    soon = {"kafka__metadata_max_age_ms": 1000, "delivery__guarantee": guarantee}
+    service = await make_service(bus, **soon).start().ready()
+    await bus.send([_message(number) for number in range(40)], partition=None)
+    await bus.outputs(40)
+    await _add_partitions(bus, bus.partitions + 2, bus.output, bus.input)
+    await eventually(lambda: service.metric("softmax_assigned_partitions") == bus.partitions + 2)
+    async with AIOKafkaProducer(**bus.connection) as producer:
+        for partition in range(bus.partitions + 2):
+            await producer.send_and_wait(bus.input, _message(partition), partition=partition)
+    await eventually(lambda: service.metric("softmax_records_produced_total") == 40 + bus.partitions + 2)
+    assert await service.stop() == 0
+
+
+async def test_partitions_that_only_the_input_gets_end_the_service(bus: Bus, make_service: MakeService) -> None:
+    """Exit code 3 names both topics and the cure, before a record has nowhere to go."""
+    service = await make_service(bus, kafka__metadata_max_age_ms=1000).start().ready()
+    await _add_partitions(bus, bus.partitions + 1, bus.input)
+    await eventually(lambda: service.metric("softmax_assigned_partitions") == bus.partitions + 1)
+    async with AIOKafkaProducer(**bus.connection) as producer:
+        await producer.send_and_wait(bus.input, _message(1), partition=bus.partitions)
+    assert await service.wait() == 3
+    assert f"Topic {bus.output} has {bus.partitions} partitions, fewer than" in service.log
+    assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+async def test_a_static_member_that_is_restarted_stops_nobody_else(
+    bus: Bus, make_service: MakeService, guarantee: str
+) -> None:
+    """With kafka.group_instance_id a restart within the session takes nothing from the others, not for a moment."""
+    common = {"delivery__guarantee": guarantee}
+    members = [
+        await make_service(bus, **common, kafka__group_instance_id=name).start().ready() for name in ("a", "b", "c")
+    ]
+    await eventually(lambda: sum(m.metric("softmax_assigned_partitions") for m in members) == bus.partitions)
+    rebalances = [len(member.events("revoked")) for member in members]
+    feeding = asyncio.create_task(_feed(bus, 0, 8000, pause=0.05))
+    for index, member in enumerate(members):
+        await asyncio.sleep(0.5)
+        assert await member.stop() == 0
+        await member.start().ready()
+        others = [m for m in members if m is not member]
+        seen = [len(m.events("revoked")) for m in others]
+        assert seen == [count for at, count in enumerate(rebalances) if at != index], member.log
+        rebalances[index] = len(member.events("revoked"))
+    await feeding
+    assert _by_partition(await bus.outputs(8000, within=60)) == _expected(bus, 8000)
+    for member in members:
+        assert await member.stop() == 0

@@ -139,10 +139,13 @@ async def test_credentials(make_service: MakeService, password: str) -> None:
             assert "planted" not in service.log
 
 
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("policy", ["stop", "earliest", "latest"])
-async def test_an_offset_that_fell_off_the_log(bus: Bus, make_service: MakeService, policy: str) -> None:
+async def test_an_offset_that_fell_off_the_log(
+    bus: Bus, make_service: MakeService, policy: str, guarantee: str
+) -> None:
     """Never a silent reset: exit code 5, or the policy, counted and logged."""
-    service = await make_service(bus).start().ready()
+    service = await make_service(bus, delivery__guarantee=guarantee).start().ready()
     await bus.send([pack([1.0], id=number) for number in range(10)])
     await bus.outputs(10)
     assert await service.stop() == 0
@@ -151,7 +154,7 @@ async def test_an_offset_that_fell_off_the_log(bus: Bus, make_service: MakeServi
     await admin.start()
     await admin.delete_records({TopicPartition(bus.input, 0): RecordsToDelete(before_offset=15)})
     await admin.close()
-    again = make_service(bus, delivery__on_offset_lost=policy).start()
+    again = make_service(bus, delivery__on_offset_lost=policy, delivery__guarantee=guarantee).start()
     if policy == "stop":
         assert await again.wait() == 5
         assert "Offset 10 of" in again.log

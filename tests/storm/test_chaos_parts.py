@@ -25,16 +25,20 @@ NUMBERS = range(4 * messages.INVALID_EVERY + 1)
 def test_all_kinds_of_messages_come() -> None:
     """Valid ones, and one of each reason."""
     assert {messages.reason(number) for number in NUMBERS} == {None, *messages.REASONS}
+    assert {messages.reason(number, bare=True) for number in NUMBERS} == {None, *messages.BARE_REASONS}
 
 
-def test_the_service_answers_and_refuses_as_the_storm_expects() -> None:
-    """What the messages are made for is what the transform does with them."""
-    outcome = Pipeline(Limits(1 << 20, 1000)).transform([messages.value(number) for number in NUMBERS])
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_service_answers_and_refuses_as_the_storm_expects(*, bare: bool) -> None:
+    """What the messages are made for is what the transform does with them; with bare logits, twice."""
+    pipeline = Pipeline(Limits(1 << 20, 1000))
+    outcome = pipeline.transform([messages.value(number, bare=bare) for number in NUMBERS])
     for number, output in zip(NUMBERS, outcome.outputs, strict=True):
         refusal = outcome.refusals.get(number)
-        assert (refusal.reason.value if refusal else None) == messages.reason(number)
-        if refusal is None:
-            assert messages.fault_of_output(number, output, messages.headers(number)) is None
+        assert (refusal.reason.value if refusal else None) == messages.reason(number, bare=bare)
+        if output is not None:
+            (last,) = pipeline.transform([output]).outputs if bare else [output]
+            assert messages.fault_of_output(number, last, messages.headers(number), bare=bare) is None
 
 
 def test_right_answers_are_found_right_and_wrong_ones_wrong() -> None:
@@ -53,16 +57,18 @@ def test_right_answers_are_found_right_and_wrong_ones_wrong() -> None:
     assert messages.fault_of_output(number, msgpack.packb(right), [])
 
 
-def test_dead_letters_are_checked() -> None:
+@pytest.mark.parametrize("bare", [False, True])
+def test_dead_letters_are_checked(*, bare: bool) -> None:
     """Value, reason and coordinates must be those of the message."""
-    number = messages.INVALID_EVERY
-    told = {"reason": messages.reason(number) or "", "partition": "1", "offset": "7"}
+    number = 2 * messages.INVALID_EVERY
+    told = {"reason": messages.reason(number, bare=bare) or "", "partition": "1", "offset": "7"}
     found = [(f"softmax-error-{name}", text.encode()) for name, text in told.items()]
-    value = messages.value(number)
-    assert messages.fault_of_dead_letter(number, value, found, (1, 7)) is None
-    assert messages.fault_of_dead_letter(number, value, found, (1, 8))
-    assert messages.fault_of_dead_letter(number, value + b" ", found, (1, 7))
-    assert messages.fault_of_dead_letter(number, value, found[1:], (1, 7))
+    value = messages.value(number, bare=bare)
+    assert messages.fault_of_dead_letter(number, value, found, (1, 7), bare=bare) is None
+    assert messages.fault_of_dead_letter(number, value, found, (1, 8), bare=bare)
+    assert messages.fault_of_dead_letter(number, value + b" ", found, (1, 7), bare=bare)
+    assert messages.fault_of_dead_letter(number, value, found[1:], (1, 7), bare=bare)
+    assert messages.fault_of_dead_letter(number, value, found, (1, 7), bare=not bare)
 
 
 @pytest.mark.parametrize("guarantee", FAILPOINTS)
