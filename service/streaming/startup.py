@@ -126,7 +126,8 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
     server = settings.kafka.bootstrap_servers.split(",")[0].strip()
     host, _, port = server.rpartition(":")
     arguments = connection(settings)
-    del arguments["bootstrap_servers"]
+    for of_clients in ("bootstrap_servers", "metadata_max_age_ms"):
+        del arguments[of_clients]
     try:
         conn = await bounded(create_conn(host.strip("[]"), int(port), **arguments), settings.kafka.request_timeout_ms)
     except (
