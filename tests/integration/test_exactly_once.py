@@ -55,6 +55,16 @@ async def _feed(bus: Bus, count: int, pause: float = 0.02) -> None:
         await asyncio.sleep(pause)
 
 
+async def _feed_until(bus: Bus, stop: asyncio.Event) -> int:
+    """Write until told to stop; how many."""
+    count = 0
+    while not stop.is_set():
+        await bus.send([_message(number) for number in range(count, count + 100)], partition=None)
+        count += 100
+        await asyncio.sleep(0.03)
+    return count
+
+
 async def _judge(bus: Bus, count: int) -> None:
     """Everything once and in order, outputs among outputs and dead letters among dead letters."""
     outputs = _expected(bus, count, refused=False)
@@ -118,7 +128,8 @@ async def test_killed_at_each_step_it_repeats_nothing_and_loses_nothing(
 
 async def test_a_zombie_cannot_write(bus: Bus, make_service: MakeService) -> None:
     """Stopped in mid-stream past its session, succeeded, and continued: what it still held never appears."""
-    feeding = asyncio.create_task(_feed(bus, 12_000, pause=0.1))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(_feed_until(bus, enough))
     first = await make_service(bus, **EXACTLY_ONCE).start().ready()
     await eventually(lambda: first.metric("softmax_records_produced_total") > 500)
     first.signal(signal.SIGSTOP)
@@ -128,8 +139,9 @@ async def test_a_zombie_cannot_write(bus: Bus, make_service: MakeService) -> Non
         await eventually(lambda: second.metric("softmax_records_produced_total") > 100)
     finally:
         first.signal(signal.SIGCONT)
-    await feeding
-    await _judge(bus, 12_000)
+    await asyncio.sleep(1)
+    enough.set()
+    await _judge(bus, await feeding)
     await first.ready()
     for service in (first, second):
         assert await service.stop() == 0
@@ -137,15 +149,16 @@ async def test_a_zombie_cannot_write(bus: Bus, make_service: MakeService) -> Non
 
 async def test_members_that_come_and_go_repeat_nothing(bus: Bus, make_service: MakeService) -> None:
     """Rebalances under load."""
-    feeding = asyncio.create_task(_feed(bus, 12_000, pause=0.06))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(_feed_until(bus, enough))
     first = await make_service(bus, **EXACTLY_ONCE).start().ready()
     await eventually(lambda: first.metric("softmax_records_produced_total") > 500)
     second = await make_service(bus, **EXACTLY_ONCE).start().ready()
     await eventually(lambda: second.metric("softmax_records_produced_total") > 300)
     assert await second.stop() == 0
     await eventually(lambda: first.metric("softmax_assigned_partitions") == bus.partitions)
-    await feeding
-    await _judge(bus, 12_000)
+    enough.set()
+    await _judge(bus, await feeding)
     assert await first.stop() == 0
 
 

@@ -64,7 +64,8 @@ def _expected(bus: Bus, count: int) -> dict[int, list[int]]:
 
 async def test_kill_and_restart_loses_nothing(bus: Bus, make_service: MakeService) -> None:
     """After several SIGKILLs under load every record is answered, first occurrences in order."""
-    feeding = asyncio.create_task(_feed(bus, 0, 12_000))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(_feed_until(bus, enough))
     service = make_service(bus, delivery__commit_interval_ms=50, kafka__session_timeout_ms=6000,
                            delivery__drain_timeout_ms=3000, kafka__group_instance_id="one")  # fmt: skip
     for _ in range(4):
@@ -73,10 +74,11 @@ async def test_kill_and_restart_loses_nothing(bus: Bus, make_service: MakeServic
         await eventually(partial(_has_produced, service, produced + 200))
         await service.kill()
     await service.start().ready()
-    await feeding
+    enough.set()
+    count = await feeding
     await eventually(lambda: service.metric("softmax_consumer_lag_records") == 0, what="lag of 0")
     found = _by_partition(await bus.everything(bus.output, quiet=3))
-    assert {partition: list(dict.fromkeys(ids)) for partition, ids in found.items()} == _expected(bus, 12_000)
+    assert {partition: list(dict.fromkeys(ids)) for partition, ids in found.items()} == _expected(bus, count)
     assert await service.stop() == 0
 
 
@@ -99,7 +101,8 @@ async def test_sigterm_repeats_nothing(bus: Bus, make_service: MakeService) -> N
 
 async def test_a_second_member_joins_and_leaves_and_nothing_is_repeated(bus: Bus, make_service: MakeService) -> None:
     """Two rebalances under load: all answered exactly once and in order, by both members."""
-    feeding = asyncio.create_task(_feed(bus, 0, 20_000, pause=0.04))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(_feed_until(bus, enough))
     first = await make_service(bus).start().ready()
     await eventually(lambda: first.metric("softmax_records_produced_total") > 500)
     second = await make_service(bus).start().ready()
@@ -107,8 +110,9 @@ async def test_a_second_member_joins_and_leaves_and_nothing_is_repeated(bus: Bus
     assert second.metric("softmax_assigned_partitions") == 2
     assert await second.stop() == 0
     await eventually(lambda: first.metric("softmax_assigned_partitions") == 4)
-    await feeding
-    assert _by_partition(await bus.outputs(20_000)) == _expected(bus, 20_000)
+    enough.set()
+    count = await feeding
+    assert _by_partition(await bus.outputs(count)) == _expected(bus, count)
     assert [event["drained"] for event in first.events("revoked")] == [True, True]
     assert await first.stop() == 0
 
