@@ -36,15 +36,19 @@ class Ledger:
         """Begin with an empty topic."""
         self._columns = [Column() for _ in range(partitions)]
 
-    def stored(self, partition: int, offset: int, number: int, at: float) -> None:
+    def stored(self, partition: int, offset: int | None, number: int, at: float) -> None:
         """The broker has acknowledged a message.
+
+        The offset is `None` where the broker only knows a repeated request as stored already: the message lies
+        where the one after it, acknowledged with an offset, leaves it room.
 
         Raises:
             LedgerError: it lies where the next message of its partition should not.
         """
         column = self._columns[partition]
-        if offset != len(column.numbers) or (column.numbers and number <= column.numbers[-1]):
-            raise LedgerError(f"message {number} lies at {partition}@{offset}, expected @{len(column.numbers)}")
+        place = len(column.numbers)
+        if (offset is not None and offset != place) or (column.numbers and number <= column.numbers[-1]):
+            raise LedgerError(f"message {number} lies at {partition}@{offset}, expected @{place}")
         column.stored_at.append(at)
         column.numbers.append(number)
 

@@ -127,6 +127,17 @@ def test_the_ledger_holds_what_was_stored() -> None:
     assert (len(ledger), ledger.refused()) == (3, 1)
 
 
+def test_a_place_unknown_to_the_broker_is_the_next_one() -> None:
+    """A request repeated long after it was stored is acknowledged without an offset: the one after it tells."""
+    ledger = Ledger(1)
+    ledger.stored(0, None, 5, 1.0)
+    ledger.stored(0, 1, 6, 1.5)
+    assert ledger.coordinates(0, 5) == (0, 0)
+    ledger.stored(0, None, 7, 2.0)
+    with pytest.raises(LedgerError, match="expected @3"):
+        ledger.stored(0, 2, 8, 2.5)
+
+
 def test_a_disorderly_input_proves_nothing() -> None:
     """A gap or a repeat in the input itself is told at once."""
     ledger = Ledger(1)
