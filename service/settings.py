@@ -8,6 +8,7 @@ import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -51,6 +52,13 @@ def _servers(servers: str) -> str:
         if not host or not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
             raise ValueError(f"{server.strip()!r} is not host:port")
     return servers
+
+
+def _http_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("it must be an http or https URL")
+    return url
 
 
 def _labels(given: object) -> object:
@@ -263,6 +271,24 @@ class HttpSettings(Section):
     """Port to listen on; 0: any free one, which the log tells."""
     stall_seconds: float = Field(default=60, gt=0)
     """/livez fails after this long without progress although records wait and the broker answers."""
+    show_payloads: bool = False
+    """Whether the status page shows the first bytes of what was refused: whoever can open the page can read them."""
+
+
+class MetricsSettings(Section):
+    """What is measured beside the service's own work."""
+
+    predictions: bool = True
+    """Confidence and entropy of a sample of the distributions, to see a model drift."""
+
+
+class TracingSettings(Section):
+    """Where traces go."""
+
+    endpoint: Annotated[str, AfterValidator(_http_url)] | None = None
+    """OTLP over HTTP, as http://collector:4318/v1/traces; none: no traces. Needs the extra `otel`."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the micro-batches that leave a trace."""
 
 
 class LogSettings(Section):
@@ -289,6 +315,8 @@ class Settings(Section):
     models_strict: bool = False
     """Whether a message that names a model without a profile is refused."""
     http: HttpSettings = HttpSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

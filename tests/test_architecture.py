@@ -262,7 +262,17 @@ def test_only_streaming_speaks_to_kafka_and_app_knows_the_client_s_version_alone
 
 
 def test_only_metrics_and_their_server_know_prometheus() -> None:
-    assert importers_of("prometheus_client") == {"service.observability.metrics", "service.observability.http"}
+    assert importers_of("prometheus_client") == {
+        "service.observability.instruments",
+        "service.observability.metrics",
+        "service.observability.http",
+    }
+
+
+def test_only_the_tracing_needs_the_packages_of_the_extra_otel_and_is_imported_late() -> None:
+    assert importers_of("opentelemetry") == {"service.observability.tracing"}
+    script = "import sys, service.app; sys.exit('opentelemetry' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0  # noqa: S603 - ourselves
 
 
 def test_only_the_broker_needs_the_packages_of_the_extra_demo() -> None:
@@ -283,9 +293,13 @@ def test_the_transform_has_no_clock_no_event_loop_and_no_way_out() -> None:
 
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    declared = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["demo"],
+        *project["optional-dependencies"]["otel"],
+    ]
     names = {re.split(r"[<>=!~;\[ ]", each)[0].lower().replace("-", "_") for each in declared}
-    names = {{"pyyaml": "yaml"}.get(name, name) for name in names}
+    names = {{"pyyaml": "yaml", "opentelemetry_sdk": "opentelemetry"}.get(name, name) for name in names}
     imported = {each.module.split(".")[0] for imports in graph().values() for each in imports}
     assert imported - set(sys.stdlib_module_names) - {"service"} - names == set()
 

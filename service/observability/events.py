@@ -26,11 +26,32 @@ class Observer:
     def stopped(self, how: str) -> None:
         """The service has ended its work: `drained` or what was left."""
 
+    def batch_taken(self, batch: int, parts: int, waited: float, parents: Sequence[str]) -> None:
+        """The worker has taken a micro-batch, numbered in ascending order.
+
+        Args:
+            batch: its number.
+            parts: of how many partitions it has records; each is acknowledged by itself.
+            waited: seconds since its first record came.
+            parents: what some of its records' headers `traceparent` say, if traces are asked for.
+        """
+
+    def batch_transformed(self, batch: int, records: int) -> None:
+        """All records of a micro-batch are transformed; it is about to be handed over."""
+
+    def part_acknowledged(self, batch: int, topic: str, partition: int, records: int) -> None:
+        """All outputs and dead letters of a micro-batch's records of one input partition are acknowledged."""
+
     def batch_closed(self, records: int, size: int, waited: float, closed_by: str) -> None:
         """A micro-batch was closed, by `records`, `bytes`, `delay`, `idle` or `drain`."""
 
     def stage_ended(self, stage: str, seconds: float) -> None:
-        """A micro-batch went through `layout`, `decode`, `softmax`, `encode`, `general`, `deliver` or `commit`."""
+        """A micro-batch went through a stage.
+
+        `wait` for more records, `layout`, `decode`, `softmax`, `encode`, `general` for what is transformed one by one,
+        `assemble` into record batches and wait for a place; and, of each partition in it, `deliver` until all is
+        acknowledged.
+        """
 
     def records_consumed(self, topic: str, partition: int, records: int) -> None:
         """Records were read."""
@@ -41,11 +62,20 @@ class Observer:
     def records_produced(self, topic: str, partition: int, records: int) -> None:
         """Outputs were acknowledged by the broker."""
 
-    def dead_letters_produced(self, records: Mapping[str, int], example: Mapping[str, object]) -> None:
-        """Dead letters were acknowledged: how many by reason, and the coordinates of one."""
+    def dead_letters_produced(self, records: Mapping[str, int], examples: Sequence[Mapping[str, object]]) -> None:
+        """Dead letters were acknowledged.
 
-    def outputs_acknowledged(self, model: str, latencies: NDArray[np.float64]) -> None:
-        """How old each record was when its output was acknowledged; negative under clock skew."""
+        Args:
+            records: how many by reason.
+            examples: `reason`, `detail`, `topic`, `partition` and `offset` of the first few; with
+                `http.show_payloads` also `payload`, the beginning of the value in hex.
+        """
+
+    def outputs_acknowledged(self, batch: int, model: str, latencies: NDArray[np.float64]) -> None:
+        """How old each record of a micro-batch was when its output was acknowledged; negative under clock skew."""
+
+    def predicted(self, model: str, confidence: NDArray[np.float64], entropy: NDArray[np.float64]) -> None:
+        """Of a sample of the distributions made: the highest probability, and the entropy in nats."""
 
     def in_flight(self, records: int, size: int) -> None:
         """What has been taken and is not yet acknowledged."""
@@ -56,8 +86,11 @@ class Observer:
     def progressed(self, at: float) -> None:
         """Records were acknowledged at this Unix time."""
 
-    def committed(self, offsets: Mapping[Any, int]) -> None:
-        """Progress was committed."""
+    def committed(self, offsets: Mapping[Any, int], seconds: float) -> None:
+        """Progress was committed, which took so long; with exactly-once the whole transaction."""
+
+    def transaction_ended(self, outcome: str) -> None:
+        """A transaction was `committed` or, for all that is known, `aborted`."""
 
     def assigned(self, partitions: Sequence[Any]) -> None:
         """A rebalance ended with these partitions."""

@@ -1,9 +1,12 @@
-"""Metrics and health over HTTP, in the service's own event loop: a wedged loop does not answer."""
+"""Metrics, health and the status page over HTTP, in the service's own event loop: a wedged loop does not answer."""
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Protocol
+import json
+from functools import partial
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
@@ -11,8 +14,9 @@ from prometheus_client.exposition import choose_encoder
 from service.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from aiohttp.typedefs import Handler
     from prometheus_client import CollectorRegistry
 
 
@@ -32,20 +36,59 @@ class Health(Protocol):
         """In words."""
 
 
-class HttpServer:
-    """Serves `/metrics`, `/livez` and `/readyz`."""
+# The files of the page by their address.
+PAGE: Final = {
+    "/": ("index.html", "text/html"),
+    "/status.css": ("status.css", "text/css"),
+    "/status.js": ("status.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+# Nothing is loaded from elsewhere, nothing runs that is not a file of ours, nobody frames the page.
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Callable[[], Health]) -> None:
-        """Listen on nothing yet."""
+
+class HttpServer:
+    """Serves `/metrics`, `/livez`, `/readyz`, the status page and its `/status.json`."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        health: Callable[[], Health],
+        status: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Listen on nothing yet.
+
+        Args:
+            host: to listen on.
+            port: to listen on; 0 for any.
+            registry: what `/metrics` shows.
+            health: what the probes tell.
+            status: what `/status.json` tells.
+        """
         self._host, self._port = host, port
         self._registry = registry
         self._health = health
+        self._status = status
         app = web.Application()
+        app.on_response_prepare.append(_secure)
         app.add_routes(
             [
                 web.get("/metrics", self._metrics),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
+                web.get("/status.json", self._status_json),
+                *(web.get(address, _file(*file)) for address, file in PAGE.items()),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None)
@@ -85,3 +128,19 @@ class HttpServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         health = self._health()
         return web.Response(text=health.why + "\n", status=200 if health.ready else 503)
+
+    async def _status_json(self, _: web.Request) -> web.Response:
+        return web.json_response(self._status(), dumps=partial(json.dumps, allow_nan=False))
+
+
+async def _secure(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+
+
+def _file(name: str, content_type: str) -> Handler:
+    content = resources.files("service.observability").joinpath("status_page", name).read_bytes()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=content, content_type=content_type, charset="utf-8")
+
+    return answer

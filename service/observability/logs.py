@@ -114,10 +114,11 @@ class LogEvents(Observer):
         tell = self._log.info if drained else self._log.warning
         tell("revoked", partitions=_names(partitions), drained=drained)
 
-    def dead_letters_produced(self, records: Mapping[str, int], example: Mapping[str, object]) -> None:
+    def dead_letters_produced(self, records: Mapping[str, int], examples: Sequence[Mapping[str, object]]) -> None:
         """See `Observer`."""
         self._untold.update(records)
-        self._example = dict(example)
+        # What a record holds has no place in a log, whatever may be shown elsewhere.
+        self._example = {name: fact for name, fact in examples[0].items() if name != "payload"} if examples else {}
         if self._due("dead letters"):
             self._tell_dead_letters()
 

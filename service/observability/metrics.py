@@ -1,38 +1,22 @@
-"""The only file that knows Prometheus: events become metrics.
-
-prometheus-client observes one value at a time under a lock. Here a micro-batch of latencies goes
-into a histogram with one `searchsorted` and one `bincount`, and a custom collector renders it.
-"""
+"""The only file that knows which metrics there are: events become numbers for Prometheus."""
 
 from __future__ import annotations
 
-import platform
-from bisect import bisect_left
-from collections import defaultdict
-from itertools import accumulate
-from operator import add
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from service.observability.events import Observer
+from service.observability.instruments import PREFIX, Histogram, Values, cap_bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-# Counting so many values one by one is quicker than beginning with numpy.
-FEW: Final = 16
-PREFIX: Final = "softmax_"
 
 # An exact bound at each latency objective on offer: 0.05, 0.1, 0.25, 0.5 and 1 s.
 LATENCY_BOUNDS: Final = (
@@ -42,107 +26,34 @@ STAGE_BOUNDS: Final = (
     0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10,
 )  # fmt: skip
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5)
+CONFIDENCE_BOUNDS: Final = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+# In nats; the entropy of K equally likely classes is log K: 2.3 for ten, 6.9 for a thousand, 13.8 for a million.
+ENTROPY_BOUNDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 
-
-def cap_bounds(cap: int, factor: int) -> tuple[float, ...]:
-    """Bounds growing by `factor`, with exact ones at cap - 1 and cap: "it was full" is one subtraction."""
-    growing = []
-    bound = 1
-    while bound < cap - 1:
-        growing.append(bound)
-        bound *= factor
-    return (*growing, max(cap - 1, 0), cap)
-
-
-class Histogram:
-    """Counts per bucket for each set of labels."""
-
-    def __init__(self, name: str, help_text: str, bounds: Sequence[float], labels: Sequence[str] = ()) -> None:
-        """Make a histogram with these upper bounds, ascending and without +Inf."""
-        self._name, self._help, self._labels = PREFIX + name, help_text, labels
-        self._bounds = [float(bound) for bound in bounds]
-        self._names = [*map(repr, self._bounds), "+Inf"]
-        self._counts: dict[tuple[str, ...], list[int]] = {}
-        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        if not labels:
-            self._counts[()] = [0] * len(self._names)
-
-    def observe(self, value: float, *labels: str) -> None:
-        """Count one value."""
-        self._of(labels)[bisect_left(self._bounds, value)] += 1
-        self._sums[labels] += float(value)
-
-    def observe_all(self, values: NDArray[np.float64], *labels: str) -> None:
-        """Count many values at once."""
-        counts = self._of(labels)
-        if len(values) <= FEW:
-            for value in values.tolist():
-                self.observe(value, *labels)
-            return
-        found = np.bincount(np.searchsorted(self._bounds, values), minlength=len(counts)).tolist()
-        counts[:] = map(add, counts, found)
-        self._sums[labels] += float(values.sum())
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Render for the registry."""
-        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
-        for labels, counts in list(self._counts.items()):
-            family.add_metric(labels, list(zip(self._names, accumulate(counts), strict=True)), self._sums[labels])
-        yield family
-
-    def _of(self, labels: tuple[str, ...]) -> list[int]:
-        counts = self._counts.get(labels)
-        if counts is None:
-            counts = self._counts[labels] = [0] * len(self._names)
-        return counts
-
-
-class Values:
-    """A counter or gauge for each set of labels."""
-
-    def __init__(
-        self,
-        family: type[CounterMetricFamily | GaugeMetricFamily],
-        name: str,
-        help_text: str,
-        labels: Sequence[str] = (),
-    ) -> None:
-        """Make a metric; one without labels begins at 0."""
-        self._family, self._name, self._help, self._labels = family, PREFIX + name, help_text, labels
-        self._values: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        if not labels:
-            self._values[()] = 0.0
-
-    def add(self, amount: float, *labels: str) -> None:
-        """Count."""
-        self._values[labels] += amount
-
-    def set(self, value: float, *labels: str) -> None:
-        """Replace the value."""
-        self._values[labels] = value
-
-    def clear(self) -> None:
-        """Forget all sets of labels."""
-        self._values.clear()
-
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """Render for the registry."""
-        family = self._family(self._name, self._help, labels=self._labels)
-        for labels, value in list(self._values.items()):
-            family.add_metric(labels, value)
-        yield family
+CLOSED_BY: Final = ("records", "bytes", "delay", "idle", "drain")
+PATHS: Final = ("columnar", "general")
+OPERATIONS: Final = ("connect", "consume", "produce", "commit", "offset_fetch")
+OUTCOMES: Final = ("committed", "aborted")
 
 
 class Metrics(Observer, Collector):
-    """Turns events into metrics."""
+    """Turns events into metrics.
 
-    def __init__(self, versions: Mapping[str, str], max_records: int, max_bytes: int) -> None:
+    Attributes:
+        registry: what is exposed.
+        trace_of: the trace of a micro-batch, if there is one, for the exemplars of latencies.
+    """
+
+    def __init__(
+        self, versions: Mapping[str, str], max_records: int, max_bytes: int, reasons: Sequence[str] = ()
+    ) -> None:
         """Begin at zero.
 
         Args:
             versions: of the libraries, for `softmax_build_info`.
             max_records: `batch.max_records`.
             max_bytes: `batch.max_bytes`.
+            reasons: for which a record may be refused.
         """
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
         by_partition = ("topic", "partition")
@@ -161,12 +72,15 @@ class Metrics(Observer, Collector):
         self.batch_wait = Histogram(
             "batch_wait_seconds", "From a micro-batch's first record to its closing", STAGE_BOUNDS
         )
-        self.batches = Values(counter, "batches", "Micro-batches by what closed them", ("closed_by",))
+        self.batches = Values(counter, "batches", "Micro-batches by what closed them", ("closed_by",), CLOSED_BY)
         self.consumed = Values(counter, "records_consumed", "Records read", by_partition)
         self.produced = Values(counter, "records_produced", "Outputs acknowledged", by_partition)
-        self.records = Values(counter, "records", "Records by the way they took", ("path",))
-        self.dead_letters = Values(counter, "dead_letters", "Dead letters acknowledged", ("reason",))
-        self.retries = Values(counter, "retries", "Waits for a broker that could not serve", ("operation",))
+        self.records = Values(counter, "records", "Records by the way they took", ("path",), PATHS)
+        self.dead_letters = Values(counter, "dead_letters", "Dead letters acknowledged", ("reason",), reasons)
+        self.retries = Values(counter, "retries", "Waits for a broker that could not serve", ("operation",), OPERATIONS)
+        self.transactions = Values(
+            counter, "transactions", "Transactions by how they ended, with exactly-once", ("outcome",), OUTCOMES
+        )
         self.rebalances = Values(counter, "rebalances", "Assignments received from the group")
         self.offsets_lost = Values(counter, "offsets_lost", "Positions that had fallen off the log")
         self.lag_records = Values(gauge, "consumer_lag_records", "Last stable offset minus position", by_partition)
@@ -178,6 +92,20 @@ class Metrics(Observer, Collector):
             gauge, "last_progress_timestamp_seconds", "When records were last acknowledged, Unix time"
         )
         self.loop_lag = Histogram("event_loop_lag_seconds", "How late the event loop runs what is due", LOOP_LAG_BOUNDS)
+        self.confidence = Histogram(
+            "prediction_confidence",
+            "Highest probability of a distribution, in a sample of the outputs",
+            CONFIDENCE_BOUNDS,
+            ("model",),
+        )
+        self.entropy = Histogram(
+            "prediction_entropy",
+            "Entropy of a distribution in nats, in a sample of the outputs",
+            ENTROPY_BOUNDS,
+            ("model",),
+        )
+        self.ready = Values(gauge, "ready", "1 while records can be taken, as /readyz tells")
+        self.trace_of: Callable[[int], str | None] = lambda _: None
         self._versions = dict(versions)
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -187,11 +115,14 @@ class Metrics(Observer, Collector):
     def collect(self) -> Iterator[Any]:
         """Render everything for the registry."""
         build = InfoMetricFamily(PREFIX + "build", "Versions in use")
-        build.add_metric((), {"python": platform.python_version(), **self._versions})
+        build.add_metric((), self._versions)
         yield build
-        for metric in vars(self).values():
-            if isinstance(metric, Histogram | Values):
-                yield from metric.collect()
+        for metric in self.instruments():
+            yield from metric.collect()
+
+    def instruments(self) -> Iterator[Histogram | Values]:
+        """All metrics of the service's own, but for `softmax_build_info`."""
+        return (metric for metric in vars(self).values() if isinstance(metric, Histogram | Values))
 
     def batch_closed(self, records: int, size: int, waited: float, closed_by: str) -> None:
         """See `Observer`."""
@@ -216,15 +147,24 @@ class Metrics(Observer, Collector):
         """See `Observer`."""
         self.produced.add(records, topic, str(partition))
 
-    def dead_letters_produced(self, records: Mapping[str, int], example: Mapping[str, object]) -> None:  # noqa: ARG002
+    def dead_letters_produced(self, records: Mapping[str, int], examples: Sequence[Mapping[str, object]]) -> None:  # noqa: ARG002
         """See `Observer`."""
         for reason, count in records.items():
             self.dead_letters.add(count, reason)
 
-    def outputs_acknowledged(self, model: str, latencies: NDArray[np.float64]) -> None:
+    def outputs_acknowledged(self, batch: int, model: str, latencies: NDArray[np.float64]) -> None:
         """See `Observer`."""
         self.clock_skew.add(int(np.count_nonzero(latencies < 0)))
         self.end_to_end_latency.observe_all(np.maximum(latencies, 0), model)
+        trace = self.trace_of(batch)
+        if trace is not None and len(latencies):
+            slowest = max(0.0, float(latencies.max()))
+            self.end_to_end_latency.exemplify(slowest, time.time(), {"trace_id": trace}, model)
+
+    def predicted(self, model: str, confidence: NDArray[np.float64], entropy: NDArray[np.float64]) -> None:
+        """See `Observer`."""
+        self.confidence.observe_all(confidence, model)
+        self.entropy.observe_all(entropy, model)
 
     def in_flight(self, records: int, size: int) -> None:
         """See `Observer`."""
@@ -239,6 +179,14 @@ class Metrics(Observer, Collector):
     def progressed(self, at: float) -> None:
         """See `Observer`."""
         self.last_progress.set(at)
+
+    def committed(self, offsets: Mapping[Any, int], seconds: float) -> None:  # noqa: ARG002
+        """See `Observer`."""
+        self.stage_duration.observe(seconds, "commit")
+
+    def transaction_ended(self, outcome: str) -> None:
+        """See `Observer`."""
+        self.transactions.add(1, outcome)
 
     def assigned(self, partitions: Sequence[Any]) -> None:
         """See `Observer`."""

@@ -146,8 +146,7 @@ class AtLeastOnce(Delivery):
             begun = time.monotonic()
             await bounded(self._consumer.commit(offsets), self._settings.kafka.request_timeout_ms)
             self.progress.committed(offsets)
-            self._observer.stage_ended("commit", time.monotonic() - begun)
-            self._observer.committed(offsets)
+            self._observer.committed(offsets, time.monotonic() - begun)
 
     def hold(self, assigned: Collection[TopicPartition]) -> None:  # noqa: ARG002 - one producer serves all
         """Partitions have been assigned; all that is known of earlier ones is void."""
@@ -229,7 +228,7 @@ class AtLeastOnce(Delivery):
             if self._queueing.get(ticket.partition) is ticket:
                 del self._queueing[ticket.partition]
             self._moved.set()
-        summary = part.summary()
+        summary = part.summary(payloads=self._show_payloads)
         del part, assembled  # they hold the whole micro-batch
         await self._settle(ticket, sent, epoch, summary)
 

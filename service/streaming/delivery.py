@@ -61,6 +61,7 @@ class Delivery(ABC):
         self._culprits = Culprits(topology.output.name)
         self._moved = asyncio.Event()
         self._draining = False
+        self._show_payloads = settings.http.show_payloads
         # By input partition, or `None` for the connection: since when nothing has succeeded.
         self._failing_since: dict[TopicPartition | None, float] = {}
 
@@ -184,6 +185,7 @@ class Delivery(ABC):
     def _finish(self, ticket: Ticket) -> None:
         self._failing_since.pop(ticket.partition, None)
         self.progress.finish(ticket)
+        self._observer.stage_ended("deliver", time.monotonic() - ticket.begun_at)
         self._culprits.acquit(ticket.partition, ticket.next_offset - 1)
 
     def _report(self, summary: Summary, batches: Sequence[Batch]) -> None:
@@ -194,9 +196,13 @@ class Delivery(ABC):
             observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
         if outputs:
             for model, stamps in summary.timestamps.items():
-                observer.outputs_acknowledged(model, now - stamps[stamps >= 0] / 1000)  # -1 is "no timestamp"
+                observer.outputs_acknowledged(
+                    summary.batch, model, now - stamps[stamps >= 0] / 1000
+                )  # -1 is "no timestamp"
         if summary.reasons:
-            observer.dead_letters_produced(summary.reasons, summary.example)
+            observer.dead_letters_produced(summary.reasons, summary.examples)
+        partition = summary.partition
+        observer.part_acknowledged(summary.batch, partition.topic, partition.partition, summary.records)
         observer.progressed(now)
         observer.in_flight(self.progress.records, self.progress.size)
 

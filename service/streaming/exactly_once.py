@@ -24,7 +24,7 @@ from service.streaming.startup import describe
 from service.streaming.transactions import NotStored, Transactions, transactional_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -225,20 +225,24 @@ class ExactlyOnce(Delivery):
         singly_until = self._culprits.singly_until(part.partition)
         yield from self._outgoing.batches(part, new_batch, singly_until, work.assembled)
 
-    def done(self, works: Sequence[_Work], sent: Sequence[Batch], seconds: float) -> None:
+    def done(self, works: Sequence[_Work], sent: Sequence[Batch]) -> None:
         """A transaction with these parts has been committed."""
         for work in works:
             self._finish(work.ticket)
-            summary = work.summary or (work.part.summary() if work.part else None)
+            summary = work.summary or (work.part.summary(payloads=self._show_payloads) if work.part else None)
             if summary is not None:
                 self._report(summary, [batch for batch in sent if work.first <= batch.first < work.ticket.next_offset])
-        self._observer.stage_ended("commit", seconds)
         self._moved.set()
 
-    def stored(self, partition: TopicPartition, offset: int) -> None:
-        """A partition's offset has been committed."""
-        self._observer.committed({partition: offset})
+    def stored(self, partition: TopicPartition, offset: int, seconds: float) -> None:
+        """A transaction with a partition's offset has been committed, which took so long."""
+        self._observer.transaction_ended("committed")
+        self._observer.committed({partition: offset}, seconds)
         self.all_well(partition)
+
+    def aborted(self) -> None:
+        """A transaction has failed."""
+        self._observer.transaction_ended("aborted")
 
     def all_well(self, partition: TopicPartition) -> None:
         """Nothing fails on a partition: a failure that comes now is a new one."""
@@ -345,8 +349,9 @@ class Lane:
         await self._transactions.start()
         offset, is_stored = await self.delivery.beginning(self.partition)
         if not is_stored:  # else the next holder might begin elsewhere
-            await self._transactions.run([], offset)
-            self.delivery.stored(self.partition, offset)
+            begun = time.monotonic()
+            await self._run_transaction(self._transactions, [], offset)
+            self.delivery.stored(self.partition, offset, time.monotonic() - begun)
         if self.dropped:
             return
         self._stored = offset
@@ -375,14 +380,21 @@ class Lane:
             self.delivery.all_well(self.partition)
             return
         batches = (batch for work in works for batch in self.delivery.batches(work, transactions))
-        sent = await transactions.run(batches, offset)
+        sent = await self._run_transaction(transactions, batches, offset)
         if self.dropped:
             return
         self._stored = offset
-        self.delivery.done(works, sent, time.monotonic() - begun)
-        self.delivery.stored(self.partition, offset)
+        self.delivery.done(works, sent)
+        self.delivery.stored(self.partition, offset, time.monotonic() - begun)
         if transactions.tainted:
             raise TaintedError("a request got no answer")
+
+    async def _run_transaction(self, transactions: Transactions, batches: Iterable[Batch], offset: int) -> list[Batch]:
+        try:
+            return await transactions.run(batches, offset)
+        except BaseException:
+            self.delivery.aborted()
+            raise
 
     async def _discard(self) -> None:
         if self._transactions is not None:

@@ -26,6 +26,7 @@ _OURS: Final = ("softmax-*", "__connect.errors.*")
 ATTEMPT: Final = "softmax-error-attempt"
 _OURS_PATTERN: Final = re.compile("|".join(map(translate, _OURS)))
 _WILDCARD: Final = re.compile(r"[*?\[]")
+MAX_TRACE_PARENTS: Final = 32
 _COUNT: Final = re.compile(rb"[0-9]{1,9}")
 
 
@@ -33,6 +34,20 @@ def model_of(headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
     """What the header `model` says; as if absent where there are several."""
     given = [value for name, value in headers if name == "model"]
     return given[0] if len(given) == 1 else None
+
+
+def trace_parents(frames: Frames) -> list[str]:
+    """What the headers `traceparent` of some of the records say: a span has room for so many links."""
+    with_headers = np.flatnonzero(frames.ends - frames.headers > 1)
+    step = max(1, -(-len(with_headers) // MAX_TRACE_PARENTS))
+    found = []
+    for position in with_headers[::step].tolist():
+        found += [
+            value.decode("ascii", "replace")
+            for name, value in frames.record(position).headers
+            if name == "traceparent" and value is not None
+        ][:1]
+    return found
 
 
 class HeaderPolicy:

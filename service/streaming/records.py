@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from heapq import nsmallest
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from service.transform.assembly import Block
     from service.transform.frames import Frames, Record
     from service.transform.refusals import InvalidMessage
+
+
+# Of so many dead letters of a part the coordinates are told, and so much of their values, if that is allowed.
+EXAMPLES: Final = 5
+PAYLOAD_BYTES: Final = 128
 
 
 class Received(Protocol):
@@ -55,6 +61,7 @@ class Part:
         stop: position after the last one.
         next_offset: the offset after the last one that is done with these records.
         stamp: the delivery's for the partition when they were taken; with another one they no longer count.
+        batch: the number of their micro-batch.
         size: bytes of the records' values.
         blocks: the outputs of the whole micro-batch.
         refusals: of this part's records, by position.
@@ -67,6 +74,7 @@ class Part:
     stop: int
     next_offset: int
     stamp: int
+    batch: int = 0
     size: int = 0
     blocks: Sequence[Block] = ()
     refusals: dict[int, InvalidMessage] = field(default_factory=dict)
@@ -89,7 +97,7 @@ class Part:
         next_offset = self.next_offset if end == self.stop else int(self.frames.offsets[end - 1]) + 1
         size = self.frames.value_bytes(first, end)
         start, stop = first - start, max(end, first) - start
-        return Part(self.partition, frames, start, stop, next_offset, self.stamp, size)
+        return Part(self.partition, frames, start, stop, next_offset, self.stamp, self.batch, size)
 
     def record(self, position: int) -> Record:
         """One record as an object."""
@@ -104,8 +112,8 @@ class Part:
             found.update(zip(mine.positions.tolist(), mine.values(), strict=True))
         return found
 
-    def summary(self) -> Summary:
-        """What is to be told of the part once it is delivered."""
+    def summary(self, *, payloads: bool = False) -> Summary:
+        """What is to be told of the part once it is delivered; of dead letters, if allowed, what they hold too."""
         born: dict[str, list[NDArray[Any]]] = {}
         for block in self.blocks:
             positions = block.positions[self.mine(block)]
@@ -113,19 +121,26 @@ class Part:
                 positions = positions[~np.isin(positions, list(self.refusals))]
             if len(positions):
                 born.setdefault(block.model, []).append(self.frames.timestamps[positions])
-        example: dict[str, object] = {}
-        if self.refusals:
-            position = min(self.refusals)
-            refusal = self.refusals[position]
-            where = {"topic": self.partition.topic, "partition": self.partition.partition}
-            offset = int(self.frames.offsets[position])
-            example = {"reason": refusal.reason.value, "detail": refusal.detail, **where, "offset": offset}
         return Summary(
             self.partition,
+            self.batch,
+            len(self),
             {model: np.concatenate(stamps) for model, stamps in born.items()},
             Counter(refusal.reason.value for refusal in self.refusals.values()),
-            example,
+            [self._example(position, payloads=payloads) for position in nsmallest(EXAMPLES, self.refusals)],
         )
+
+    def _example(self, position: int, *, payloads: bool) -> dict[str, object]:
+        refusal = self.refusals[position]
+        example: dict[str, object] = {
+            "reason": refusal.reason.value,
+            "detail": refusal.detail,
+            "topic": self.partition.topic,
+            "partition": self.partition.partition,
+            "offset": int(self.frames.offsets[position]),
+        }
+        value = self.frames.record(position).value if payloads else None
+        return example if value is None else {**example, "payload": value[:PAYLOAD_BYTES].hex()}
 
     def mine(self, block: Block) -> slice:
         """Which of a block's values are of this part."""
@@ -142,12 +157,16 @@ class Summary:
 
     Attributes:
         partition: the input partition.
+        batch: the number of the micro-batch.
+        records: how many there are.
         timestamps: of the records that were answered, by model, Unix milliseconds.
         reasons: how many dead letters for each.
-        example: the first of the dead letters; empty if there is none.
+        examples: the first of the dead letters, see `Observer.dead_letters_produced`.
     """
 
     partition: TopicPartition
+    batch: int
+    records: int
     timestamps: dict[str, NDArray[np.int64]]
     reasons: Counter[str]
-    example: dict[str, object]
+    examples: list[dict[str, object]]

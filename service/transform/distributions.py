@@ -50,6 +50,21 @@ class Distributions:
     top_probabilities: Floats | None = None
 
 
+def confidence_and_entropy(probabilities: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How sure distributions are.
+
+    Args:
+        probabilities: shape (rows, classes).
+
+    Returns:
+        The highest probability of each row, and its entropy -sum p log p in nats; both of shape (rows,).
+    """
+    rows = probabilities.astype(np.float64)
+    # 0 log 0 is 0: the logarithm of the least number there is, times 0.
+    entropy = -np.einsum("ij,ij->i", rows, np.log(np.maximum(rows, np.finfo(np.float64).tiny)))
+    return rows.max(axis=1), np.maximum(entropy, 0)
+
+
 def distribute(logits: Floats, profile: Profile) -> Distributions:
     """Make distributions of logits, shape (rows, classes), made by `empty_logits`; they are overwritten.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 
-def transform_one(message: Message, workspace: Workspace) -> bytes:
+def transform_one(message: Message, workspace: Workspace, sample: list[NDArray[Any]] | None = None) -> bytes:
     """Turn one message into its output.
 
     To be called within `softmax.arithmetic`.
+
+    Args:
+        message: which.
+        workspace: to work in.
+        sample: gets some of the distributions, as in `columnar.Outputs`.
 
     Raises:
         InvalidMessage: `nan`, `positive_infinity`, `all_masked`, `unknown_model`.
@@ -31,11 +36,13 @@ def transform_one(message: Message, workspace: Workspace) -> bytes:
     record = _as_record(message.data)
     outputs = _as_record(bytearray(laid_out.template(message.data)))
     loose = [head.tensor.loose for head in message.heads]
-    result = transform_block(laid_out, record, outputs, workspace, loose=loose)
+    result = transform_block(laid_out, record, outputs, workspace, loose=loose, sampled=sample is not None)
     if result.valid is not None:
         _refuse_values(message)
     if message.selected.refused:
         raise InvalidMessage(Reason.UNKNOWN_MODEL, "no profile has the name that the message gives its model")
+    if sample is not None:
+        sample += result.sample
     length = None if result.lengths is None else int(result.lengths[0])
     return bytes(result.content[0, :length])
 

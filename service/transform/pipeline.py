@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,8 @@ MIN_TO_LEARN: Final = 2
 CHUNK_BYTES: Final = 640 << 10
 # Attempts to learn a new layout from one group: hostile mixtures take the general path instead.
 MAX_LESSONS: Final = 4
+# Messages transformed one by one that a micro-batch's sample holds at most.
+MAX_SAMPLED_ALONE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +166,16 @@ class Pipeline:
                 names[position] = block.model
         return Outcome(outputs, names, work.refusals, work.columnar, work.general)
 
-    def begin(self, messages: Messages, mark: Mark = str) -> Work:
+    def begin(self, messages: Messages, mark: Mark = str, *, sampled: bool = False) -> Work:
         """Begin to transform a micro-batch; the workspace is the work's until it is done.
 
         Args:
             messages: the records' values.
             mark: called with the name of a stage (`layout`, `decode`, `softmax`, `encode`,
                 `general`) when a stretch of it ends, so that a caller with a clock can time them.
+            sampled: whether the work's `sample` is wanted.
         """
-        return Work(self._core, messages, mark)
+        return Work(self._core, messages, mark, sampled=sampled)
 
 
 class Work:
@@ -183,14 +186,17 @@ class Work:
         refusals: by position, why; in the end every record is here or in `blocks`.
         columnar: records that were transformed together with others of their layout.
         general: records that were transformed one at a time.
+        sample: some of the distributions, each with its profile's name, shape (rows, classes); empty if not asked for.
     """
 
-    def __init__(self, core: _Core, messages: Messages, mark: Mark) -> None:
+    def __init__(self, core: _Core, messages: Messages, mark: Mark, *, sampled: bool) -> None:
         """Nothing is done yet."""
         self.blocks: list[Block] = []
         self.refusals: dict[int, InvalidMessage] = {}
         self.columnar = 0
         self.general = 0
+        self.sample: list[tuple[str, NDArray[Any]]] = []
+        self._sampled = sampled
         self._core = core
         self._messages = messages
         self._mark = mark
@@ -218,13 +224,19 @@ class Work:
             for position in self._leftover:
                 try:
                     message = self._parse(position)
-                    content = np.frombuffer(transform_one(message, self._core.workspace), np.uint8)[None]
+                    sample: list[NDArray[Any]] | None = [] if self._samples_next() else None
+                    content = np.frombuffer(transform_one(message, self._core.workspace, sample), np.uint8)[None]
                     self.blocks.append(Block(np.array([position]), content, None, message.selected.name))
+                    self.sample += [(message.selected.name, rows) for rows in sample or ()]
                     self.general += 1
                 except InvalidMessage as refusal:
                     self.refusals[position] = refusal.alone()
         self._mark("general")
         self._leftover = []
+
+    def _samples_next(self) -> bool:
+        """Whether the next message transformed alone is looked at for the sample."""
+        return self._sampled and self.general < MAX_SAMPLED_ALONE
 
     def _by_key(self) -> Iterator[tuple[_Key, Integers]]:
         """Positions of the records that may be transformed, grouped by key; the others are refused."""
@@ -314,7 +326,9 @@ class Work:
         self._core.layouts.use(key, layout)
         self._mark("layout")
         done = 0
-        for outputs in transform_columns(mine, layout, self._core.workspace, self._mark):
+        outcomes = transform_columns(mine, layout, self._core.workspace, self._mark, sampled=self._sampled)
+        for outputs in outcomes:
+            self.sample += [(layout.model, rows) for rows in outputs.sample]
             following = done + len(outputs.content)
             self._keep(outputs, at[done:following], layout.model, leftover)
             done = following

@@ -10,8 +10,17 @@ import pytest
 from service.observability.events import Observer, Observers
 from service.observability.logs import LogEvents
 from service.observability.metrics import Metrics
+from service.observability.status import Status
+from service.observability.tracing import Tracing
 
 EVENTS: Final = [name for name in vars(Observer) if not name.startswith("_")]
+# With what else each of them has for others to call.
+OBSERVERS: Final[dict[type[Observer], set[str]]] = {
+    Metrics: {"collect", "instruments"},
+    LogEvents: set(),
+    Status: {"tick", "document"},
+    Tracing: {"trace_of", "close"},
+}
 
 
 def parameters(kind: type[Observer], event: str) -> list[inspect.Parameter]:
@@ -60,16 +69,16 @@ def test_an_observer_of_observers_tells_on() -> None:
     assert [name for name, _, _ in heard] == ["inner", "outer"]
 
 
-@pytest.mark.parametrize("kind", [Metrics, LogEvents])
+@pytest.mark.parametrize("kind", OBSERVERS)
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_observer_takes_an_event_s_facts_by_the_same_names_and_kinds(kind: type[Observer], event: str) -> None:
     assert parameters(kind, event) == parameters(Observer, event)
 
 
-@pytest.mark.parametrize("kind", [Metrics, LogEvents])
+@pytest.mark.parametrize("kind", OBSERVERS)
 def test_an_observer_has_nothing_that_looks_like_an_event_and_is_none(kind: type[Observer]) -> None:
     own = {name for name, member in vars(kind).items() if inspect.isfunction(member) and not name.startswith("_")}
-    assert own - set(EVENTS) <= {"collect"}  # Prometheus's
+    assert own - set(EVENTS) == OBSERVERS[kind]
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -17,6 +17,7 @@ from aiohttp import web
 from service.errors import ConfigurationError, ExitCode
 from service.observability.http import HttpServer
 from service.observability.metrics import Metrics
+from service.observability.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -51,7 +52,8 @@ class Served:
 @contextlib.asynccontextmanager
 async def serving(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Served]:
     metrics, health = Metrics({"version": "1"}, 100, 1000), FakeHealth()
-    server = HttpServer(host, port, metrics.registry, lambda: health)
+    status = Status(metrics, {"version": "1"}, {}, lambda: health)
+    server = HttpServer(host, port, metrics.registry, lambda: health, status.document)
     address = await server.start()
     try:
         yield Served(address, metrics, health)

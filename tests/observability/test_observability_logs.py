@@ -212,7 +212,7 @@ def test_events_of_every_micro_batch_are_not_logged(capsys: pytest.CaptureFixtur
     events.in_flight(1, 1)
     events.lag("logits", 0, 1, 0.1)
     events.progressed(1.0)
-    events.committed({})
+    events.committed({}, 0.1)
     assert lines(capsys) == []
 
 
@@ -224,7 +224,7 @@ def test_the_first_dead_letters_are_told_at_once_with_one_of_them(
 ) -> None:
     assert clock.now
     configure("info", "json")
-    LogEvents().dead_letters_produced({"nan": 2, "empty": 1}, EXAMPLE)
+    LogEvents().dead_letters_produced({"nan": 2, "empty": 1}, [EXAMPLE])
     (line,) = lines(capsys)
     assert (line["level"], line["event"], line["nan"], line["empty"]) == ("warning", "dead letters", 2, 1)
     assert line["example"] == EXAMPLE
@@ -242,7 +242,7 @@ def test_dead_letters_are_summed_up_and_told_rarely_and_in_full(
     # The last burst comes after a pause, when all that has not been told yet is due.
     for passed, records in [*bursts, (QUIET_SECONDS + 1, {"nan": 1})]:
         clock.now += passed
-        events.dead_letters_produced(records, EXAMPLE)
+        events.dead_letters_produced(records, [EXAMPLE])
         produced += sum(records.values())
         for line in lines(capsys):
             told += line.get("nan", 0) + line.get("empty", 0)
@@ -270,9 +270,9 @@ def test_dead_letters_do_not_silence_other_events(clock: SimpleNamespace, capsys
     assert clock.now
     configure("info", "json")
     events = LogEvents()
-    events.dead_letters_produced({"nan": 1}, EXAMPLE)
+    events.dead_letters_produced({"nan": 1}, [EXAMPLE])
     events.retried("commit", TimeoutError())
-    events.dead_letters_produced({"nan": 1}, EXAMPLE)
+    events.dead_letters_produced({"nan": 1}, [EXAMPLE])
     events.stopping("SIGTERM")
     assert [line["event"] for line in lines(capsys)] == ["dead letters", "waiting for the broker", "stopping"]
 
@@ -282,9 +282,9 @@ def test_dead_letters_that_were_not_told_yet_are_told_when_the_service_stops(
 ) -> None:
     configure("info", "json")
     events = LogEvents()
-    events.dead_letters_produced({"nan": 1}, EXAMPLE)
+    events.dead_letters_produced({"nan": 1}, [EXAMPLE])
     clock.now += 1
-    events.dead_letters_produced({"nan": 1000}, EXAMPLE)
+    events.dead_letters_produced({"nan": 1000}, [EXAMPLE])
     events.stopped("drained")
     assert sum(line.get("nan", 0) for line in lines(capsys)) == 1001
 

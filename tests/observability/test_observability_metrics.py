@@ -16,13 +16,14 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from service.observability.instruments import Histogram, cap_bounds
 from service.observability.metrics import (
+    CONFIDENCE_BOUNDS,
+    ENTROPY_BOUNDS,
     LATENCY_BOUNDS,
     LOOP_LAG_BOUNDS,
     STAGE_BOUNDS,
-    Histogram,
     Metrics,
-    cap_bounds,
 )
 
 if TYPE_CHECKING:
@@ -53,12 +54,17 @@ DOCUMENTED: Final = {
     "softmax_assigned_partitions": ("gauge", set()),
     "softmax_last_progress_timestamp_seconds": ("gauge", set()),
     "softmax_event_loop_lag_seconds": ("histogram", set()),
+    "softmax_transactions_total": ("counter", {"outcome"}),
+    "softmax_prediction_confidence": ("histogram", {"model"}),
+    "softmax_prediction_entropy": ("histogram", {"model"}),
+    "softmax_ready": ("gauge", set()),
     "softmax_build_info": ("info", {"version", "python", "numpy", "aiokafka"}),
 }
 
 
 def make(max_records: int = 100, max_bytes: int = 1000) -> Metrics:
-    return Metrics({"version": "9.8.7", "numpy": "2", "aiokafka": "0.14"}, max_records, max_bytes)
+    versions = {"version": "9.8.7", "python": "3", "numpy": "2", "aiokafka": "0.14"}
+    return Metrics(versions, max_records, max_bytes, ["nan", "empty"])
 
 
 def busy() -> Metrics:
@@ -71,13 +77,16 @@ def busy() -> Metrics:
     metrics.records_consumed("logits", 0, 3)
     metrics.records_transformed("columnar", 2)
     metrics.records_produced("probabilities", 0, 2)
-    metrics.dead_letters_produced({"nan": 1}, {"reason": "nan", "offset": 4})
-    metrics.outputs_acknowledged("default", np.array([0.1, -1.0]))
+    metrics.dead_letters_produced({"nan": 1}, [{"reason": "nan", "offset": 4}])
+    metrics.outputs_acknowledged(0, "default", np.array([0.1, -1.0]))
     metrics.in_flight(3, 300)
     metrics.lag("logits", 0, 5, 1.5)
     metrics.lag('odd "topic"\\\n', 1, 5, 1.5)
     metrics.progressed(1_700_000_000.5)
-    metrics.committed({"tp": 1})
+    metrics.committed({"tp": 1}, 0.1)
+    metrics.transaction_ended("committed")
+    metrics.predicted("default", np.array([0.5, 0.9]), np.array([1.5, 0.2]))
+    metrics.ready.set(1)
     metrics.retried("commit", TimeoutError())
     metrics.producer_replaced(OSError())
     metrics.offset_lost("logits", 0, 17, "stop")
@@ -187,6 +196,22 @@ def test_what_has_no_labels_is_there_from_the_start_at_zero(sample: str) -> None
     assert value(make(), sample) == 0
 
 
+@pytest.mark.parametrize(
+    ("sample", "labels"),
+    [
+        ("softmax_dead_letters_total", {"reason": "empty"}),
+        ("softmax_batches_total", {"closed_by": "delay"}),
+        ("softmax_records_total", {"path": "general"}),
+        ("softmax_retries_total", {"operation": "offset_fetch"}),
+        ("softmax_transactions_total", {"outcome": "aborted"}),
+    ],
+)
+def test_what_counts_by_known_labels_is_too_or_the_first_increase_would_be_unseen(
+    sample: str, labels: dict[str, str]
+) -> None:
+    assert value(make(), sample, **labels) == 0
+
+
 # --- histograms -------------------------------------------------------------------------------
 
 bounds_lists = st.lists(
@@ -257,7 +282,7 @@ def test_a_histogram_without_labels_shows_empty_buckets_one_with_labels_nothing(
     assert rendered(Histogram("h", "help", [1], ["which"])) == {}
 
 
-@pytest.mark.parametrize("bounds", [LATENCY_BOUNDS, STAGE_BOUNDS, LOOP_LAG_BOUNDS])
+@pytest.mark.parametrize("bounds", [LATENCY_BOUNDS, STAGE_BOUNDS, LOOP_LAG_BOUNDS, CONFIDENCE_BOUNDS, ENTROPY_BOUNDS])
 def test_bounds_ascend_strictly(bounds: tuple[float, ...]) -> None:
     assert list(bounds) == sorted(set(bounds))
 
@@ -300,7 +325,7 @@ def test_whether_a_batch_was_full_is_one_subtraction(read: Callable[[Metrics], l
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=50))
 def test_under_clock_skew_latencies_are_held_at_zero_and_counted(latencies: list[float]) -> None:
     metrics = make()
-    metrics.outputs_acknowledged("default", np.array(latencies))
+    metrics.outputs_acknowledged(0, "default", np.array(latencies))
     negative = sum(each < 0 for each in latencies)
     assert value(metrics, "softmax_clock_skew_records_total") == negative
     name = "softmax_end_to_end_latency_seconds"
@@ -313,7 +338,7 @@ def test_under_clock_skew_latencies_are_held_at_zero_and_counted(latencies: list
 
 def test_the_latencies_that_are_handed_over_are_not_changed() -> None:
     latencies = np.array([-1.0, 1.0])
-    make().outputs_acknowledged("default", latencies)
+    make().outputs_acknowledged(0, "default", latencies)
     assert latencies.tolist() == [-1.0, 1.0]
 
 
@@ -335,8 +360,8 @@ def test_counters_add_up_by_their_labels() -> None:
         metrics.records_produced("probabilities", partition, records)
     metrics.records_transformed("columnar", 20)
     metrics.records_transformed("general", 3)
-    metrics.dead_letters_produced({"nan": 2, "empty": 1}, {})
-    metrics.dead_letters_produced({"nan": 3}, {})
+    metrics.dead_letters_produced({"nan": 2, "empty": 1}, [])
+    metrics.dead_letters_produced({"nan": 3}, [])
     assert value(metrics, "softmax_records_consumed_total", topic="logits", partition="0") == 16
     assert value(metrics, "softmax_records_produced_total", topic="probabilities", partition="1") == 7
     assert value(metrics, "softmax_records_total", path="columnar") == 20
@@ -353,6 +378,23 @@ def test_waits_for_the_broker_are_counted_by_operation_and_a_replaced_producer_i
     assert value(metrics, "softmax_retries_total", operation="commit") == 1
     assert value(metrics, "softmax_retries_total", operation="produce") == 2
     assert value(metrics, "softmax_offsets_lost_total") == 1
+
+
+def test_transactions_are_counted_by_how_they_ended_and_a_commit_takes_its_time() -> None:
+    metrics = make()
+    for outcome in ("committed", "aborted", "committed"):
+        metrics.transaction_ended(outcome)
+    metrics.committed({}, 0.25)
+    assert value(metrics, "softmax_transactions_total", outcome="committed") == 2
+    assert value(metrics, "softmax_stage_duration_seconds_sum", stage="commit") == 0.25
+
+
+def test_predictions_are_counted_by_model() -> None:
+    metrics = make()
+    metrics.predicted("images", np.array([0.5, 0.995]), np.array([0.7, 0.02]))
+    assert value(metrics, "softmax_prediction_confidence_sum", model="images") == 1.495
+    assert value(metrics, "softmax_prediction_confidence_bucket", model="images", le="0.99") == 1
+    assert value(metrics, "softmax_prediction_entropy_count", model="images") == 2
 
 
 def test_gauges_show_the_last_value() -> None:
