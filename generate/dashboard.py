@@ -59,6 +59,13 @@ def text() -> str:
     return json.dumps(_dashboard(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
+def panels_of(row: str) -> list[dict[str, str]]:
+    """Titles and descriptions of a row's panels."""
+    (found,) = [each for each in _rows() if each.title == row]
+    built = [panel.build() for panel in found.panels]
+    return [{"title": panel.title or "", "description": panel.description or ""} for panel in built]
+
+
 # --- expressions ------------------------------------------------------------------------------
 
 
@@ -476,6 +483,10 @@ def _processes() -> Row:
     )
 
 
+def _rows() -> tuple[Row, ...]:
+    return _well(), _time(), _delivery(), _content(), _processes()
+
+
 # --- the whole --------------------------------------------------------------------------------
 
 
@@ -515,7 +526,7 @@ def _dashboard() -> models.Dashboard:
     board.annotation(_starts())
     runbook = builders.DashboardLink("Runbook").type(models.DashboardLinkType.LINK).url(RUNBOOK)
     board.link(runbook.icon("doc").tooltip("What each alert means and what to do").target_blank(True))
-    for row in (_well(), _time(), _delivery(), _content(), _processes()):
+    for row in _rows():
         board.with_row(builders.Row(row.title))
         for panel in row.panels:
             board.with_panel(panel)
