@@ -79,16 +79,18 @@ async def load(*buses: Bus) -> AsyncIterator[None]:
     assert [each for each in ended if not isinstance(each, asyncio.CancelledError)] == []
 
 
+def ask(server: PrometheusServer, expression: str, since: float) -> Any:
+    """An expression's values from then to now."""
+    return server.get("query_range", query=expression, start=since, end=time.time(), step="1s")
+
+
 async def without_values(server: PrometheusServer, asked: Mapping[str, str], since: float) -> dict[str, str]:
     """Ask all queries again and again until each has had a value, or the time is over; those that have none."""
     left = dict(asked)
     deadline = time.monotonic() + SHOWN_WITHIN
     while left and time.monotonic() < deadline:
         for where, expression in list(left.items()):
-            answer = await asyncio.to_thread(
-                server.get, "query_range", query=expression, start=since, end=time.time(), step="1s"
-            )
-            if has_values(answer):
+            if has_values(await asyncio.to_thread(ask, server, expression, since)):
                 del left[where]
         await asyncio.sleep(1)
     return left
@@ -128,6 +130,8 @@ async def test_every_query_and_rule_works_on_what_services_under_load_expose(
                 missing = COMING - exposed()
                 asked = {where: text for where, text in queries().items() if not named_in(text) & missing}
                 assert await without_values(server, asked, since) == {}
+                nothing = await asyncio.to_thread(ask, server, "rate(softmax_nothing_total[15s])", since)
+                assert not has_values(nothing)
                 assert await unhealthy_rules(server) == {}
 
 
