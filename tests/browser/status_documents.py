@@ -71,7 +71,9 @@ def settings() -> Document:
 
 def healthy() -> Document:
     """A service at work, with a little of everything."""
-    rates = [12_400 + 900 * math.sin(i / 7) + 500 * math.sin(i * i) for i in range(120)]
+    # A rebalance, and what had waited meanwhile.
+    events = {44: -6000, 45: -11_000, 46: -10_500, 47: 6200, 48: 4100, 49: 2300, 50: 900}
+    rates = [12_400 + 900 * math.sin(i / 7) + 500 * math.sin(i * i) + events.get(i, 0) for i in range(120)]
     return {
         "time": NOW,
         "service": {

@@ -54,6 +54,7 @@ PATIENCE_MS: Final = 30_000
 DESKTOP: Final[ViewportSize] = {"width": 1280, "height": 900}
 PHONE: Final[ViewportSize] = {"width": 360, "height": 740}
 Scheme = Literal["light", "dark"]
+SCHEMES: Final[tuple[Scheme, ...]] = ("light", "dark")
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -271,15 +272,15 @@ async def test_every_table_is_shown_in_its_order(browser: Browser, server: Statu
         assert await cells(visit, "closed-by") == [
             ["enough records", "", "7"],
             ["enough bytes", "", "2"],
-            ["waited long enough", "", "1"],
-            ["no more had arrived", "", "93"],
+            ["waited enough", "", "1"],
+            ["nothing more", "", "93"],
             ["stopping", "", "0"],
         ]
         assert await cells(visit, "partitions") == [
-            ["images.logits-3", "1.9 k records", "610 ms", "3.1 k/s"],
-            ["images.logits-0", "112 records", "9.0 ms", "3.1 k/s"],
-            ["images.logits-1", "48 records", "4.0 ms", "3.1 k/s"],
-            ["images.logits-2", "0 records", "0 s", "3.1 k/s"],
+            ["images.logits-3", "", "1.9 k", "610 ms", "3.1 k/s"],
+            ["images.logits-0", "", "112", "9.0 ms", "3.1 k/s"],
+            ["images.logits-1", "", "48", "4.0 ms", "3.1 k/s"],
+            ["images.logits-2", "", "0", "0 s", "3.1 k/s"],
         ]
         assert await cells(visit, "paths") == [["columnar", "", "99.8%", "123 k"], ["general", "", "0.2%", "245"]]
         assert await cells(visit, "predictions") == [
@@ -432,7 +433,7 @@ async def test_a_service_that_is_gone_is_announced_and_its_return_noticed(
         await expect(visit.page).to_have_title("No answer · Softmax Service")
         await expect(visit.page.locator("body.stale")).to_have_count(1)
         await visit.has("#throughput", "12.3 k/s")
-        assert (await Axe().run(visit.page)).violations_count == 0
+        await accessible(visit.page)
         await server.start()
         await expect(visit.page.locator("#banner")).to_be_hidden()
         await visit.has("#state", "Ready")
@@ -529,8 +530,7 @@ async def overflows(visit: Visit) -> bool:
 
 async def test_light_and_dark_differ_and_follow_the_system(browser: Browser, server: StatusServer) -> None:
     lightness = {}
-    schemes: tuple[Scheme, Scheme] = ("light", "dark")
-    for scheme in schemes:
+    for scheme in SCHEMES:
         async with visiting(browser, server, healthy(), scheme) as visit:
             lightness[scheme] = await visit.page.evaluate(
                 "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)"
@@ -539,16 +539,19 @@ async def test_light_and_dark_differ_and_follow_the_system(browser: Browser, ser
     assert lightness["dark"] < 100
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("document", [healthy, idle, hostile, stalled, many_partitions])
-async def test_axe_finds_nothing(
-    browser: Browser, server: StatusServer, document: Callable[[], Document], scheme: Scheme, viewport: ViewportSize
-) -> None:
-    async with visiting(browser, server, document(), scheme, viewport) as visit:
+async def test_axe_finds_nothing(browser: Browser, server: StatusServer, document: Callable[[], Document]) -> None:
+    async with visiting(browser, server, document()) as visit:
         await visit.page.locator("summary").click()
-        found = await Axe().run(visit.page)
-        assert found.violations_count == 0, found.generate_report()
+        for viewport, scheme in itertools.product((DESKTOP, PHONE), SCHEMES):
+            await visit.page.set_viewport_size(viewport)
+            await visit.page.emulate_media(color_scheme=scheme)
+            await accessible(visit.page)
+
+
+async def accessible(page: Page) -> None:
+    found = await Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
 async def test_the_keyboard_reaches_everything(browser: Browser, server: StatusServer) -> None:
