@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -428,8 +429,7 @@ async def test_a_service_that_is_gone_is_announced_and_its_return_noticed(
         await expect(visit.page.locator("#banner")).to_be_hidden()
         visit.lenient = True
         await server.stop()
-        await expect(banner).to_contain_text("No answer for")
-        await expect(banner).to_contain_text("3 s.")
+        await expect(banner).to_contain_text(re.compile(r"No answer for ([2-9]|\d\d) s\."))
         await expect(visit.page).to_have_title("No answer · Softmax Service")
         await expect(visit.page.locator("body.stale")).to_have_count(1)
         await visit.has("#throughput", "12.3 k/s")
@@ -592,5 +592,5 @@ async def test_headings_are_one_h1_and_a_named_section_for_each_h2(browser: Brow
         sections = await page.locator("section").evaluate_all(
             "nodes => nodes.map(node => document.getElementById(node.getAttribute('aria-labelledby'))?.tagName)"
         )
-        assert sections == ["H2"] * 9
+        assert sections == ["H2"] * await page.locator("h2").count()
         assert await page.locator("html").get_attribute("lang") == "en"
