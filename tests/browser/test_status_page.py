@@ -429,7 +429,7 @@ async def test_a_service_that_is_gone_is_announced_and_its_return_noticed(
         await expect(visit.page.locator("#banner")).to_be_hidden()
         visit.lenient = True
         await server.stop()
-        await expect(banner).to_contain_text(re.compile(r"No answer for ([2-9]|\d\d) s\."))
+        await expect(banner).to_contain_text(re.compile(r"No answer for ([2-9]|\d\d)\ss\."))
         await expect(visit.page).to_have_title("No answer · Softmax Service")
         await expect(visit.page.locator("body.stale")).to_have_count(1)
         await visit.has("#throughput", "12.3 k/s")
