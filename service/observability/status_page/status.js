@@ -9,6 +9,7 @@
   const MOST_MODELS = 50;
   const MOST_SETTINGS = 1000;
   const MOST_CHARACTERS = 1000;
+  const MOST_OF_A_NAME = 120;
   const NAME = "Softmax Service";
   const NBSP = "\u00a0";
   const NONE = "–";
@@ -16,8 +17,8 @@
   const CAUSES = {
     records: "enough records",
     bytes: "enough bytes",
-    delay: "waited long enough",
-    idle: "no more had arrived",
+    delay: "waited enough",
+    idle: "nothing more",
     drain: "stopping",
   };
   const STATES = { ready: "Ready", "not-ready": "Not ready", stalled: "Stalled", unknown: "Unknown" };
@@ -75,6 +76,8 @@
     const text = String(value);
     return text.length <= limit ? text : `${text.slice(0, limit)}… (${count(text.length - limit)} characters more)`;
   }
+
+  const named = (value) => clipped(value, MOST_OF_A_NAME);
 
   // --- nodes ------------------------------------------------------------------------------------
 
@@ -205,7 +208,7 @@
     setAttribute(spark.querySelector(".area"), "d", enough ? `M0,40L${points.join("L")}L120,40Z` : "");
     const range = enough ? `least ${rate(low)}, most ${rate(high)}` : "No history yet";
     setText(caption, range);
-    setText(byId("spark-start"), enough ? `${wholeSeconds(oldest)} ago` : "");
+    put({ "spark-start": enough ? `${wholeSeconds(oldest)} ago` : "", "spark-end": enough ? "now" : "" });
     setAttribute(spark, "aria-label", enough ? `Records per second over the last ${wholeSeconds(oldest)}: ${range}` : range);
   }
 
@@ -214,7 +217,7 @@
     ["p50", "p90", "p99", "p999"].forEach((id) => setText(byId(id), duration(latency[id])));
     say("latency-empty", latency.count ? "" : `No records in the last ${wholeSeconds(window)}`);
     const models = largestModels(latency.models, "latency-more");
-    rows("latency-models", models, ([name]) => name, ([name, of]) => [name, count(of.count), ...percentiles(of)]);
+    rows("latency-models", models, ([name]) => name, ([name, of]) => [named(name), count(of.count), ...percentiles(of)]);
     byId("latency-models").closest(".scroll").hidden = !models.length;
   }
 
@@ -227,6 +230,7 @@
       return { ...stage, bar: whole ? [start / whole, end / whole] : [0, 0] };
     });
     say("stages-empty", whole ? "" : `No micro-batches in the last ${wholeSeconds(window)}`);
+    byId("stages-figures").hidden = !whole;
     rows("stages", placed, (s) => s.stage, (s) => [s.stage, s.bar, duration(s.mean_seconds), count(s.batches), duration(s.total_seconds)]);
   }
 
@@ -249,9 +253,9 @@
     say("batches-empty", some ? "" : `No micro-batches in the last ${wholeSeconds(window)}`);
     byId("batches-figures").hidden = !some;
     const names = sizeNames(sizes);
-    const most_of_sizes = most(sizes, (size) => size.batches);
-    const named = sizes.map((size, i) => [names[i], size.batches]);
-    rows("batch-sizes", named, ([name]) => name, ([name, number]) => [name, barOf(number, most_of_sizes), count(number)]);
+    const fullest = most(sizes, (size) => size.batches);
+    const bars = sizes.map((size, i) => [names[i], size.batches]);
+    rows("batch-sizes", bars, ([name]) => name, ([name, number]) => [name, barOf(number, fullest), count(number)]);
     const whole = sum(causes, ([, number]) => number);
     rows("closed-by", causes, ([cause]) => cause, ([cause, number]) => [CAUSES[cause] ?? cause, barOf(number, whole), count(number)]);
   }
@@ -287,8 +291,11 @@
   function showPartitions({ partitions }) {
     const sorted = [...partitions].sort((a, b) => order.sign * ORDERS[order.by](a, b) || ORDERS.partition(a, b));
     const [shown, rest] = [sorted.slice(0, MOST_PARTITIONS), sorted.slice(MOST_PARTITIONS)];
+    const longest = most(partitions, (p) => p.lag_records);
     const name = (p) => `${p.topic}-${p.partition}`;
-    rows("partitions", shown, name, (p) => [name(p), plural(p.lag_records, "record"), duration(p.lag_seconds), rate(p.records_per_second)]);
+    rows("partitions", shown, name, (p) => [
+      name(p), barOf(p.lag_records, longest), count(p.lag_records), duration(p.lag_seconds), rate(p.records_per_second),
+    ]);
     byId("partitions-table").closest(".scroll").hidden = !partitions.length;
     say("partitions-empty", partitions.length ? "" : "No partitions are assigned");
     const lag = sum(rest, (p) => p.lag_records);
@@ -308,7 +315,7 @@
     byId("predictions-section").hidden = !Object.keys(predictions).length;
     const models = largestModels(predictions, "predictions-more");
     rows("predictions", models, ([name]) => name, ([name, of]) => [
-      name, count(of.count), decimal(of.mean_confidence), `${decimal(of.mean_entropy)}${NBSP}nat`,
+      named(name), count(of.count), decimal(of.mean_confidence), `${decimal(of.mean_entropy)}${NBSP}nat`,
     ]);
   }
 
@@ -321,7 +328,7 @@
       byId("reasons"),
       some,
       ([reason]) => reason,
-      ([reason]) => make("li", "", reason, make("b")),
+      ([reason]) => make("li", "", make("bdi", "", named(reason)), make("b")),
       (node, [, number]) => setText(node.lastChild, count(number)),
     );
     const seen = new Map();
@@ -337,7 +344,7 @@
     const time = make("time", "", local(letter.at));
     time.dateTime = new Date(letter.at * 1000).toISOString();
     const where = `${letter.topic}-${letter.partition} @${letter.offset}`;
-    const what = make("p", "what", make("span", "reason", letter.reason), make("span", "where", where), time);
+    const what = make("p", "what", make("bdi", "reason", named(letter.reason)), make("span", "where", where), time);
     const detail = make("p", "detail", clipped(letter.detail));
     detail.dir = "auto";
     const node = make("li", "", what, detail);
@@ -357,7 +364,7 @@
       byId("settings"),
       flattened(settings).slice(0, MOST_SETTINGS),
       ([name]) => name,
-      ([name]) => make("li", "", make("code", "", make("span", "key", `${name} = `), make("span"))),
+      ([name]) => make("li", "", make("code", "", make("span", "key", `${named(name)} = `), make("span"))),
       (node, [, value]) => setText(node.firstChild.lastChild, clipped(value)),
     );
     filterSettings();
@@ -397,17 +404,27 @@
 
   const shouldAsk = () => !paused && !document.hidden;
 
+  /** An answer that came but says nothing; its message is for people. */
+  class Unusable extends Error {}
+
   async function ask(signal) {
     const response = await fetch("status.json", { cache: "no-store", signal });
-    if (!response.ok) throw new Error(`The answer is HTTP${NBSP}${response.status}`);
-    return response.json();
+    if (!response.ok) throw new Unusable(`The answer is HTTP${NBSP}${response.status}`);
+    const text = await response.text();
+    try {
+      return JSON.parse(text);
+    } catch {
+      throw new Unusable("The answer is not JSON");
+    }
   }
 
-  /** What went wrong, in words. */
-  function wordsFor(error) {
-    if (error instanceof TypeError && !last) return "No answer";
-    if (error instanceof SyntaxError) return "The answer is not JSON";
-    return error.message.startsWith("The answer") ? error.message : "No answer";
+  function showAll(status) {
+    try {
+      show(status);
+    } catch (error) {
+      console.error(error);
+      throw new Unusable("The answer was not understood");
+    }
   }
 
   async function round() {
@@ -417,11 +434,11 @@
     try {
       const status = await ask(mine.signal);
       if (asking !== mine) return;
-      show(status);
+      showAll(status);
       [last, answeredAt, failure] = [status, performance.now(), ""];
     } catch (error) {
       if (asking !== mine) return;
-      failure = wordsFor(error);
+      failure = error instanceof Unusable ? error.message : "No answer";
     } finally {
       clearTimeout(limit);
     }
