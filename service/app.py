@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from service import __version__, allocator
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, ServiceError
 from service.observability.events import Observers
 from service.observability.http import HttpServer
 from service.observability.logs import LogEvents
@@ -50,8 +50,12 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         ServiceError: with the exit code, why not.
     """
     allocator.keep_freed_memory()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(settings, until_caught_up=until_caught_up))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(settings, until_caught_up=until_caught_up))
+    except ServiceError as error:
+        structlog.stdlib.get_logger("service").error("ended", error=str(error), exit_code=int(error.code))
+        raise
 
 
 async def serve(settings: Settings, *, until_caught_up: bool = False) -> None:

@@ -90,6 +90,7 @@ class LogEvents(Observer):
         self._untold: Counter[str] = Counter()
         self._example: dict[str, object] = {}
         self._retries: Counter[str] = Counter()
+        self._failures = 0
 
     def started(self, facts: Mapping[str, object]) -> None:
         """See `Observer`."""
@@ -139,9 +140,14 @@ class LogEvents(Observer):
 
     def producer_replaced(self, error: BaseException) -> None:
         """See `Observer`."""
-        self._log.warning(
-            "delivery failed; going back to the acknowledged records", error=f"{type(error).__name__}: {error}"
-        )
+        self._failures += 1
+        if self._due("failure"):
+            self._log.warning(
+                "delivery failed; going back to the acknowledged records",
+                times=self._failures,
+                error=f"{type(error).__name__}: {error}",
+            )
+            self._failures = 0
 
     def offset_lost(self, topic: str, partition: int, offset: int, policy: str) -> None:
         """See `Observer`."""

@@ -12,15 +12,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-# Dashboards and alerts are ahead of the service here; what it exposes by now counts as any other.
-COMING: Final = frozenset(
-    {
-        "softmax_ready",
-        "softmax_transactions_total",
-        "softmax_prediction_confidence_bucket",
-        "softmax_prediction_entropy_bucket",
-    }
-)
 SUFFIXES: Final = {
     "counter": ("_total",),
     "gauge": ("",),

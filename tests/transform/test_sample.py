@@ -49,7 +49,10 @@ def outputs(work: Work) -> dict[int, bytes]:
 def test_sampled_rows_are_distributions_that_left(classes: int) -> None:
     values = [message(RANDOM.normal(0, 3, classes).astype(np.float32).tolist()) for _ in range(300)]
     work = worked(values)
-    left = {tuple(np.float32(msgpack.unpackb(output)["probabilities"]).tolist()) for output in outputs(work).values()}
+    left: set[tuple[float, ...]] = {
+        tuple(np.array(msgpack.unpackb(output)["probabilities"], np.float32).tolist())
+        for output in outputs(work).values()
+    }
     rows = [row for _, some in work.sample for row in some]
     assert rows
     assert all(tuple(row.tolist()) in left for row in rows)
