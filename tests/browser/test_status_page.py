@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -28,6 +29,10 @@ from status_documents import (
     stalled,
 )
 
+from service.observability.http import HEADERS, HttpServer
+from service.observability.metrics import Metrics
+from service.observability.status import Status
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -37,10 +42,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FILES: Final = ROOT / "service" / "observability" / "status_page"
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 ARGUMENTS: Final = (
     "--no-sandbox",
     "--disable-gpu",
@@ -90,7 +91,7 @@ class StatusServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         file = request.match_info["file"] or "index.html"
-        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+        headers = HEADERS
         if file != "status.json":
             return web.FileResponse(FILES / file, headers=headers)
         self.answers += 1
@@ -594,3 +595,37 @@ async def test_headings_are_one_h1_and_a_named_section_for_each_h2(browser: Brow
         )
         assert sections == ["H2"] * await page.locator("h2").count()
         assert await page.locator("html").get_attribute("lang") == "en"
+
+
+@dataclass
+class WellHealth:
+    """A service that runs."""
+
+    ready: bool = True
+    stalled: bool = False
+    why: str = "running"
+
+
+async def test_the_service_serves_the_page_as_it_was_tested_here(browser: Browser) -> None:
+    metrics, health = Metrics({"version": "1"}, 100, 1000, ["nan"]), WellHealth()
+    status = Status(metrics, healthy()["service"], {}, lambda: health)
+    metrics.outputs_acknowledged(0, "digits", np.full(10, 0.2))
+    metrics.lag("in", 3, 42, 1.5)
+    http = HttpServer("127.0.0.1", 0, metrics.registry, lambda: health, status.document)
+    address = await http.start()
+    context = await browser.new_context()
+    try:
+        problems: list[str] = []
+        page = await context.new_page()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("requestfailed", lambda request: problems.append(request.url))
+        page.on("response", lambda answer: problems.append(answer.url) if answer.status >= 400 else None)
+        await page.goto(f"{address}/")
+        await expect(page.locator("body")).to_contain_text("digits")
+        await expect(page.locator("body")).to_contain_text("in-3")
+        await expect(page).to_have_title(re.compile("Ready"))
+        assert problems == []
+    finally:
+        await context.close()
+        await http.stop()

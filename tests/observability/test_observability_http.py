@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from service.errors import ConfigurationError, ExitCode
-from service.observability.http import HttpServer
+from service.observability.http import PAGE, HttpServer
 from service.observability.metrics import Metrics
 from service.observability.status import Status
 
@@ -159,13 +161,60 @@ async def test_health_is_asked_for_at_every_request() -> None:
     assert statuses == [200, 503, 200]
 
 
+async def test_the_status_is_json_of_the_moment() -> None:
+    async with serving() as served:
+        served.metrics.rebalances.add(2)
+        answer = await ask(f"{served.address}/status.json")
+    assert answer.content_type.startswith("application/json")
+    document = json.loads(answer.text)
+    assert (document["rebalances"], document["health"]["why"]) == (2, "running")
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/", "text/html"),
+        ("/status.css", "text/css"),
+        ("/status.js", "text/javascript"),
+        ("/icon.svg", "image/svg+xml"),
+    ],
+)
+async def test_the_page_s_files_are_served_by_their_kind(path: str, content_type: str) -> None:
+    async with serving() as served:
+        answer = await ask(served.address + path)
+    assert answer.status == 200
+    assert answer.content_type == f"{content_type}; charset=utf-8"
+    assert answer.text
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/metrics", "/livez", "/nothing"])
+async def test_whatever_is_answered_nothing_else_may_run_or_frame_it(path: str) -> None:
+    async with (
+        serving() as served,
+        aiohttp.ClientSession() as session,
+        session.get(served.address + path) as response,
+    ):
+        policy = response.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_the_page_asks_for_nothing_from_elsewhere() -> None:
+    async with serving() as served:
+        for path in PAGE:
+            text = (await ask(served.address + path)).text
+            assert not re.findall(r"(?:src|href|url|import|fetch)\s*[=(]\s*[\"']?(?:https?:)?//", text)
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/metrics/", "/metrics/x", "/livez/", "/../settings"])
 async def test_elsewhere_there_is_nothing(path: str) -> None:
     async with serving() as served:
         assert (await ask(served.address + path)).status == 404
 
 
-@pytest.mark.parametrize("path", ["metrics", "livez", "readyz"])
+@pytest.mark.parametrize("path", ["metrics", "livez", "readyz", "status.json", ""])
 async def test_nothing_can_be_written(path: str) -> None:
     async with serving() as served:
         for method in ("POST", "PUT", "DELETE"):
