@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections import deque
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
 
 PARTITIONS: Final = 4
 REFRESH_SECONDS: Final = 0.5
-# Figures are of the last so many seconds.
-WINDOW_SECONDS: Final = 5.0
 SHOWN_DISTRIBUTIONS: Final = 3
 
 
@@ -78,16 +73,15 @@ async def _demo(servers: str, seconds: float | None, rate: float, classes: int, 
     with tempfile.TemporaryDirectory(prefix="softmax-demo-") as logs, contextlib.ExitStack() as processes:
         service = processes.enter_context(_Process("service", ["run"], environment, Path(logs)))
         address = await service.address()
-        say(f"The service runs as process {service.pid}; metrics: {address}/metrics")
+        say(f"The service runs as process {service.pid}; see it work: {address}/")
         arguments = ["produce", "--rate", str(rate), "--classes", str(classes)]
         load_generator = processes.enter_context(_Process("load", arguments, environment, Path(logs)))
-        figures = await _watch(settings, address, [service, load_generator], stop, seconds)
+        await _watch(settings, address, [service, load_generator], stop, seconds)
         load_generator.end()
-        await _drain(address)
-        figures.add(await _scrape(address))
+        totals = (await _drain(address))["totals"]
         service.end()
-    read, written, dead = map(figures.total, ("records_consumed", "records_produced", "dead_letters"))
-    say(f"{read:,.0f} messages in, {written:,.0f} out, {dead:,.0f} dead letters")
+    consumed, produced, dead = (totals[name] for name in ("consumed", "produced", "dead_letters"))
+    say(f"{consumed:,.0f} messages in, {produced:,.0f} out, {dead:,.0f} dead letters")
     say("The service drained and ended with exit code 0")
 
 
@@ -153,89 +147,37 @@ class _Process:
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
 
 
-@dataclass(slots=True)
-class _Figures:
-    """Scrapes of the last seconds: everything that the table shows comes from /metrics."""
-
-    scrapes: deque[tuple[float, dict[str, dict[str, float]]]] = field(default_factory=deque)
-
-    def add(self, scrape: dict[str, dict[str, float]]) -> None:
-        now = time.monotonic()
-        self.scrapes.append((now, scrape))
-        while now - self.scrapes[0][0] > WINDOW_SECONDS and len(self.scrapes) > 2:  # noqa: PLR2004 - a rate takes two
-            self.scrapes.popleft()
-
-    def total(self, name: str) -> float:
-        _, latest = self.scrapes[-1]
-        return sum(latest.get(f"softmax_{name}_total", {}).values())
-
-    def gauge(self, name: str) -> float:
-        return sum(self.scrapes[-1][1].get(f"softmax_{name}", {}).values())
-
-    def rate(self, name: str) -> float:
-        (start, first), (end, last) = self.scrapes[0], self.scrapes[-1]
-        name = f"softmax_{name}_total"
-        grown = sum(last.get(name, {}).values()) - sum(first.get(name, {}).values())
-        return grown / (end - start) if end > start else 0.0
-
-    def latency(self, quantile: float) -> float | None:
-        """Seconds, interpolated within the histogram's buckets; `None` without observations."""
-        name = "softmax_end_to_end_latency_seconds_bucket"
-        first, last = self.scrapes[0][1].get(name, {}), self.scrapes[-1][1].get(name, {})
-        buckets = sorted((_bound(labels), count - first.get(labels, 0)) for labels, count in last.items())
-        if not buckets or not buckets[-1][1]:
-            return None
-        wanted = quantile * buckets[-1][1]
-        low = below = 0.0
-        for bound, count in buckets:
-            if count >= wanted:
-                return low if bound == float("inf") else low + (bound - low) * (wanted - below) / (count - below)
-            low, below = bound, count
-        return None
+async def _status(address: str) -> dict[str, Any]:
+    """What the service's status page shows."""
+    status: dict[str, Any] = json.loads(await asyncio.to_thread(_get, f"{address}/status.json"))
+    return status
 
 
-def _bound(labels: str) -> float:
-    found = re.search(r'le="([^"]+)"', labels)
-    return float(found.group(1)) if found else 0.0
-
-
-async def _scrape(address: str) -> dict[str, dict[str, float]]:
-    """The service's metrics: by name, by labels."""
-    text = await asyncio.to_thread(_get, f"{address}/metrics")
-    metrics: dict[str, dict[str, float]] = {}
-    for line in text.splitlines():
-        if line.startswith("softmax_"):
-            series, _, value = line.rpartition(" ")
-            name, _, labels = series.partition("{")
-            metrics.setdefault(name, {})[labels] = float(value)
-    return metrics
-
-
-def _get(url: str) -> str:
+def _get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - an address of our own process
-        return str(response.read().decode())
+        content: bytes = response.read()
+        return content
 
 
-async def _drain(address: str) -> None:
-    """Wait until all that was sent has been answered."""
-    figures = _Figures()
+async def _drain(address: str) -> dict[str, Any]:
+    """Wait until all that was sent has been answered; return the last status."""
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        figures.add(await _scrape(address))
-        answered = figures.total("records_produced") + figures.total("dead_letters")
-        if figures.gauge("consumer_lag_records") == 0 and answered == figures.total("records_consumed"):
-            return
+    while True:
+        status = await _status(address)
+        totals = status["totals"]
+        answered = totals["produced"] + totals["dead_letters"] == totals["consumed"]
+        if (answered and not _lag(status)) or time.monotonic() > deadline:
+            return status
         await asyncio.sleep(0.1)
 
 
 async def _watch(
     settings: Settings, address: str, processes: list[_Process], stop: asyncio.Event, seconds: float | None
-) -> _Figures:
+) -> None:
     """Show figures until told to stop or the time is up."""
     console = Console()
     reader = TopicReader(settings, settings.topics.output)
     await reader.start(from_beginning=False)
-    figures = _Figures()
     end = None if seconds is None else time.monotonic() + seconds
     try:
         with Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
@@ -243,18 +185,17 @@ async def _watch(
             while not stop.is_set() and (end is None or time.monotonic() < end):
                 for process in processes:
                     process.check()
-                figures.add(await _scrape(address))
+                status = await _status(address)
                 distributions = list(_distributions(await reader.latest()))
                 if live is not None:
-                    live.update(_view(figures, distributions, address, end), refresh=True)
+                    live.update(_view(status, distributions, address, end), refresh=True)
                 elif turn % 2 == 0:
-                    console.print(_plain(figures, distributions), soft_wrap=True, highlight=False)
+                    console.print(_plain(status, distributions), soft_wrap=True, highlight=False)
                 turn += 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
     finally:
         await reader.stop()
-    return figures
 
 
 def _distributions(records: list[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -268,33 +209,40 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value * 1000:.1f} ms"
 
 
-def _view(figures: _Figures, distributions: list[tuple[str, NDArray[Any]]], address: str, end: float | None) -> Group:
+def _lag(status: dict[str, Any]) -> float:
+    return float(sum(partition["lag_records"] for partition in status["partitions"]))
+
+
+def _view(
+    status: dict[str, Any], distributions: list[tuple[str, NDArray[Any]]], address: str, end: float | None
+) -> Group:
     table = Table(box=None, padding=(0, 3, 0, 0))
     for title in ("in /s", "out /s", "p50", "p99", "lag", "dead letters", "out in all"):
         table.add_column(title, justify="right", min_width=9)
     table.add_row(
-        f"{figures.rate('records_consumed'):,.0f}",
-        f"{figures.rate('records_produced'):,.0f}",
-        _seconds(figures.latency(0.5)),
-        _seconds(figures.latency(0.99)),
-        f"{figures.gauge('consumer_lag_records'):,.0f}",
-        f"{figures.total('dead_letters'):,.0f}",
-        f"{figures.total('records_produced'):,.0f}",
+        f"{status['throughput']['consumed_per_second']:,.0f}",
+        f"{status['throughput']['records_per_second']:,.0f}",
+        _seconds(status["latency"]["p50"]),
+        _seconds(status["latency"]["p99"]),
+        f"{_lag(status):,.0f}",
+        f"{status['totals']['dead_letters']:,.0f}",
+        f"{status['totals']['produced']:,.0f}",
     )
     parts: list[Any] = [Text(), table, Text()]
     for name, row in distributions:
         parts.append(Text(f"id {name}", style="bold"))
         parts += [Text(line) for line in lines(row, 4)]
     left = "Ctrl-C ends it" if end is None else f"{max(0, end - time.monotonic()):.0f} s left"
-    parts.append(Text(f"\n{left}.  Metrics: {address}/metrics", style="dim"))
+    parts.append(Text(f"\n{left}.  Status page: {address}/", style="dim"))
     return Group(*parts)
 
 
-def _plain(figures: _Figures, distributions: list[tuple[str, NDArray[Any]]]) -> str:
+def _plain(status: dict[str, Any], distributions: list[tuple[str, NDArray[Any]]]) -> str:
+    throughput, latency = status["throughput"], status["latency"]
     text = (
-        f"in {figures.rate('records_consumed'):,.0f}/s  out {figures.rate('records_produced'):,.0f}/s"
-        f"  p50 {_seconds(figures.latency(0.5))}  p99 {_seconds(figures.latency(0.99))}"
-        f"  lag {figures.gauge('consumer_lag_records'):,.0f}  total {figures.total('records_produced'):,.0f}"
+        f"in {throughput['consumed_per_second']:,.0f}/s  out {throughput['records_per_second']:,.0f}/s"
+        f"  p50 {_seconds(latency['p50'])}  p99 {_seconds(latency['p99'])}"
+        f"  lag {_lag(status):,.0f}  total {status['totals']['produced']:,.0f}"
     )
     if distributions:
         name, row = distributions[0]

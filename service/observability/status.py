@@ -178,6 +178,11 @@ class Status(Observer):
             "uptime_seconds": now - self._started,
             "health": {"ready": health.ready, "stalled": health.stalled, "why": health.why},
             "window_seconds": window.seconds,
+            "totals": {
+                "consumed": self._metrics.consumed.total(),
+                "produced": self._metrics.produced.total(),
+                "dead_letters": self._metrics.dead_letters.total(),
+            },
             "throughput": self._throughput(window),
             "latency": self._latency(window),
             "stages": list(self._stages(window)),

@@ -78,6 +78,7 @@ def test_rates_are_of_the_window_and_not_of_all_times(clocked: Clocked) -> None:
     clocked.metrics.records_consumed("in", 1, 300)
     clocked.metrics.dead_letters_produced({"nan": 100}, [])
     document = clocked.document
+    assert document["totals"] == {"consumed": 300, "produced": 10_200, "dead_letters": 100}
     assert document["window_seconds"] == WINDOW_SECONDS
     assert document["throughput"]["records_per_second"] == 20
     assert document["throughput"]["consumed_per_second"] == 30
