@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "softmax-service"
 EXACTLY_ONCE: Final = "softmax-service-exactly-once"
+OBSERVED: Final = "softmax-service-observed"
+UNOBSERVED: Final = "softmax-service-unobserved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,16 @@ def _streams_versions() -> dict[str, str]:
     return java_versions("kafka-streams", "msgpack-core")
 
 
+def _observed(how: str, notes: str) -> Program:
+    return Program(
+        command=lambda: [sys.executable, "-m", "benchmarks.observed", how],
+        environment=service_environment,
+        versions=lambda: own_versions("softmax-service", "aiokafka", "msgpack", "numpy", "uvloop"),
+        transforms=True,
+        notes=notes,
+    )
+
+
 _GO_NOTES: Final = (
     "Polls at most 10,000 records, transforms them in one goroutine, produces them, and waits for the acknowledgements"
     " of the poll before; then marks, and what is marked is committed each second. Reads `read_committed`; idempotent"
@@ -162,6 +174,10 @@ PROGRAMS: Final[Mapping[str, Program]] = {
         transactional=True,
         notes="The same with `delivery.guarantee` `exactly_once`: as many messages in a transaction as have come.",
     ),
+    OBSERVED: _observed(
+        "all", "The same, with `/metrics` and `/status.json` read every second, by a thread of its own."
+    ),
+    UNOBSERVED: _observed("none", "The same without metrics, status, samples or logs of events."),
     "confluent-loop": Program(
         command=_python("confluent", "confluent_loop.py"),
         environment=_peer_environment,

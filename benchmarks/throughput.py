@@ -30,7 +30,7 @@ from benchmarks import machine, report
 from benchmarks.kafka import DEAD_LETTER_BYTES, PARTITIONS, EndOffsets, create_topic, delete_topic
 from benchmarks.load import BATCH_BYTES, Filler, Messages
 from benchmarks.processes import BenchmarkError, MeasuredProcess
-from benchmarks.programs import PROGRAMS, SERVICE, Place, Program
+from benchmarks.programs import OBSERVED, PROGRAMS, SERVICE, UNOBSERVED, Place, Program
 from benchmarks.toolchains import Unavailable
 from benchmarks.verification import verify, verify_committed
 from service.broker import Broker, BrokerConfig
@@ -50,6 +50,7 @@ ELEMENTS: Final = 100_000_000
 MOST_MESSAGES: Final = 3_000_000
 QUICK_SHARE: Final = 20
 PER: Final = 100_000
+COMPARED: Final = [name for name in PROGRAMS if name not in {OBSERVED, UNOBSERVED}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +382,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=_numbers, default=[100], help="logits in a message; several as in 10,100")
     parser.add_argument("--messages", type=int, help="messages in each input topic; by default, by the classes")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program (5)")
-    parser.add_argument("--programs", type=_names, default=list(PROGRAMS), help=f"of {','.join(PROGRAMS)} (all)")
+    parser.add_argument(
+        "--programs",
+        type=_names,
+        default=COMPARED,
+        help=f"of {','.join(PROGRAMS)} (all but the service's own variants of being observed)",
+    )
     parser.add_argument("--quick", action="store_true", help="one round, few messages: does it work at all?")
     parser.add_argument(
         "--batch-records",
