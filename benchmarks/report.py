@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import plots
+from benchmarks.programs import UNOBSERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,7 @@ def throughput(results: Mapping[str, Any]) -> str:
         "",
         key,
         "",
-        *([] if results.get("input_batch_records") else _plot("throughput")),
+        *(_plot("throughput") if _kind(results) == "throughput" else []),
         _markdown_row(HEADINGS),
         _markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
         *(_markdown_row(row) for row in _rows(results["summary"])),
@@ -80,7 +81,13 @@ def throughput(results: Mapping[str, Any]) -> str:
 
 def throughput_section(results: Mapping[str, Any]) -> tuple[str, str]:
     """The name of the section that such results belong to, and its text."""
-    return "small-batches" if results.get("input_batch_records") else "throughput", throughput(results)
+    return _kind(results), throughput(results)
+
+
+def _kind(results: Mapping[str, Any]) -> str:
+    if results.get("input_batch_records"):
+        return "small-batches"
+    return "observing" if UNOBSERVED in results["programs"] else "throughput"
 
 
 def latency(results: Mapping[str, Any]) -> str:
@@ -140,6 +147,28 @@ def soak(results: Mapping[str, Any]) -> str:
     return "\n".join([origin(results), "", summary, "", *_plot("soak"), *table])
 
 
+def scrape(results: Mapping[str, Any]) -> str:
+    """The section on scrapes, in Markdown."""
+    names = {
+        "text": "`/metrics`, Prometheus text",
+        "openmetrics": "`/metrics`, OpenMetrics",
+        "status": "`/status.json`",
+    }
+    rows = [
+        [
+            what,
+            f"{1000 * results[name]['median_seconds']:.1f}",
+            f"{1000 * results[name]['p99_seconds']:.1f}",
+            f"{results[name]['bytes'] / 1024:.0f}",
+        ]
+        for name, what in names.items()
+    ]
+    headings = ["", "median, ms", "p99, ms", "KiB"]
+    about = f"{results['partitions']} partitions and {results['models']} models, all that they can show:"
+    table = [_markdown_row(headings), _markdown_row(["---", *["---:"] * 3]), *map(_markdown_row, rows)]
+    return "\n".join([origin(results), "", about, "", *table])
+
+
 def publish(results: Mapping[str, Any]) -> None:
     """Write the section of docs/performance.md that such results belong to, and draw its plot."""
     if "latency" in results:
@@ -147,12 +176,14 @@ def publish(results: Mapping[str, Any]) -> None:
     elif "minutes" in results:
         write_docs("soak", soak(results))
     else:
-        write_docs(*throughput_section(results))
-    if not results.get("input_batch_records"):
-        with tempfile.TemporaryDirectory() as scratch:
-            figures = Path(scratch, "figures.json")
-            figures.write_text(json.dumps(results), encoding="utf-8")
-            plots.draw(figures)
+        section, text = throughput_section(results)
+        write_docs(section, text)
+        if section != "throughput":
+            return  # it has no plot
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = Path(scratch, "figures.json")
+        figures.write_text(json.dumps(results), encoding="utf-8")
+        plots.draw(figures)
 
 
 def write_docs(section: str, text: str) -> None:
