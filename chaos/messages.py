@@ -87,7 +87,8 @@ def fault_of_output(
         return f"not the answer: {str(output)[:80]}"
     expected = _softmax(_softmax(logits(number))) if bare else _softmax(logits(number))
     probabilities = np.asarray(output["probabilities"])
-    if probabilities.shape != expected.shape or not np.allclose(probabilities, expected, TOLERANCE, TOLERANCE):
+    # Not np.allclose, which takes five times as long; NaN is near nothing.
+    if probabilities.shape != expected.shape or not np.abs(probabilities - expected).max() <= TOLERANCE:
         return f"other probabilities: {str(output)[:80]}"
     if list(found_headers or ()) != headers(number):
         return f"other headers: {found_headers}"
