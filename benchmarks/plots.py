@@ -22,6 +22,8 @@ IMAGES: Final = Path(__file__).parent.parent / "docs" / "images"
 SERVICE: Final = "softmax-service"
 MIB: Final = 1 << 20
 KILO: Final = 1000
+# More names would hide the lines.
+MOST_NAMED: Final = 6
 THEMES: Final = {
     "light": {"ink": "#1f2328", "muted": "#8c959f", "grid": "#d8dee4", "accent": "#0969da", "second": "#bc4c00"},
     "dark": {"ink": "#e6edf3", "muted": "#7d8590", "grid": "#30363d", "accent": "#58a6ff", "second": "#f0883e"},
@@ -106,6 +108,35 @@ def soak(results: Mapping[str, Any], theme: Theme) -> Any:
     return figure
 
 
+def dashboard(results: Mapping[str, Any], theme: Theme) -> Any:
+    """The panels of the Grafana dashboard that are lines over time, with what Prometheus answered."""
+    shown = [panel for panel in results["panels"] if panel["type"] == "timeseries"]
+    columns = 4
+    rows = -(-len(shown) // columns)
+    figure, axes = _panels(rows, columns, width=14, height=2.1 * rows)
+    colours = [theme["accent"], theme["second"], "#2da44e", "#bf8700", "#8250df", "#cf222e", "#1b7c83", theme["muted"]]
+    for axis, panel in zip(axes, shown, strict=False):
+        for number, series in enumerate(panel["series"]):
+            points = [(at / 60, value) for at, value in series["points"]]
+            axis.plot(
+                *zip(*points, strict=True), color=colours[number % len(colours)], linewidth=0.8, label=series["name"]
+            )
+        if 0 < len(panel["series"]) <= MOST_NAMED:
+            axis.legend(fontsize=5, frameon=False, loc="upper right")
+        axis.set_title(f"{panel['title']}{_unit(panel['unit'])}", loc="left", fontsize=8)
+        axis.tick_params(labelsize=6)
+        axis.set_ylim(bottom=0)
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _unit(name: str) -> str:
+    """A Grafana unit in a title."""
+    short = name.removeprefix("si:").removeprefix("suffix:")
+    return {"short": "", "none": "", "": "", "percentunit": ", share", "ops": ", a second"}.get(short, f", {short}")
+
+
 def _by_rate(results: Mapping[str, Any]) -> list[str]:
     """Programs from the slowest, at the bottom, to the fastest, where most of them were measured."""
     counts = Counter(row["classes"] for row in results["summary"])
@@ -174,6 +205,7 @@ def main() -> None:
         "summary": throughput,
         "latency": latency,
         "minutes": soak,
+        "panels": dashboard,
     }
     plot = next(plot for key, plot in plots.items() if key in results)
     IMAGES.mkdir(exist_ok=True)

@@ -169,12 +169,24 @@ def scrape(results: Mapping[str, Any]) -> str:
     return "\n".join([origin(results), "", about, "", *table])
 
 
+def watched(results: Mapping[str, Any]) -> str:
+    """The section on the hour that was watched, in Markdown."""
+    alerts = ", ".join(results["alerts"]) or "none"
+    text = (
+        f"{results['watched_minutes']:g} minutes at {results['rate']:,} messages a second. Alerts that were"
+        f" pending or firing at any time: {alerts}."
+    )
+    return "\n".join([origin(results), "", text, "", *_plot("dashboard")]).rstrip()
+
+
 def publish(results: Mapping[str, Any]) -> None:
     """Write the section of docs/performance.md that such results belong to, and draw its plot."""
     if "latency" in results:
         write_docs("latency", latency(results))
     elif "minutes" in results:
         write_docs("soak", soak(results))
+    elif "panels" in results:
+        write_docs("watched", watched(results))
     else:
         section, text = throughput_section(results)
         write_docs(section, text)
