@@ -12,7 +12,6 @@ from prometheus_server import DEPLOYED, program_or_skip
 from provoked_alerts import AT_LAST, AT_ONCE, JOBS, Stage, play
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(600)
@@ -60,12 +59,8 @@ def test_services_that_run_well_under_load_fire_nothing(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("alert", PROVOKED)
-def test_an_alert_fires_when_its_cause_is_there(
-    stage: Stage, alert: str, record_property: Callable[[str, object], None]
-) -> None:
-    fired = stage.fired.get((alert, PROVOKED[alert]))
-    assert fired is not None, f"{alert} did not fire; these did: {stage.fired}"
-    record_property("fired", fired)
+def test_an_alert_fires_when_its_cause_is_there(stage: Stage, alert: str) -> None:
+    assert (alert, PROVOKED[alert]) in stage.fired
 
 
 @pytest.mark.parametrize("job", LOGGED)
