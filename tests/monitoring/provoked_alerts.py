@@ -35,7 +35,8 @@ NAMED: Final = "softmax-service"
 JOBS: Final[Mapping[str, Mapping[str, object]]] = {
     NAMED: {},
     "late": {},
-    "throttled": {},
+    # It goes on, a little at a time, while more comes than it takes.
+    "throttled": {"batch__max_records": 20},
     "refusing": {},
     "lost": {"delivery__on_offset_lost": "earliest"},
     # A member hears of a rebalance by its heartbeat, of which a session has three.
