@@ -22,7 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from chaos.instance import CONTROLS_VARIABLE, FAILPOINTS_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
@@ -270,15 +270,20 @@ class ServiceProcess:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The logged events of this name."""
-        found = []
+        return [event for event in self._all_events() if event.get("event") == name]
+
+    def event_names(self) -> set[str]:
+        """The names of all logged events."""
+        return {str(event.get("event")) for event in self._all_events()}
+
+    def _all_events(self) -> Iterator[dict[str, Any]]:
         for line in self.log.splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and event.get("event") == name:
-                found.append(event)
-        return found
+            if isinstance(event, dict):
+                yield event
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET; status 0 where nothing listens yet."""

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 DEPLOYED: Final = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 START_SECONDS: Final = 60.0
@@ -53,14 +53,28 @@ class PrometheusServer:
             return False
 
 
-@contextmanager
-def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[PrometheusServer]:
-    """Run the deployed configuration against other targets, each second, until the block ends."""
+def program_or_skip() -> str:
+    """Where Prometheus is; without it the test is skipped."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("Prometheus is missing: apt-get install prometheus")
+    return program
+
+
+@contextmanager
+def prometheus(
+    folder: Path, targets: Mapping[str, Sequence[str]], *, rules: Path = DEPLOYED
+) -> Iterator[PrometheusServer]:
+    """Run the deployed configuration against other targets, each second, until the block ends.
+
+    Args:
+        folder: for what it writes.
+        targets: by job.
+        rules: the folder of the rule files.
+    """
+    program = program_or_skip()
     configuration, log = folder / "prometheus.yml", folder / "prometheus.log"
-    configuration.write_text(_configuration(targets), encoding="utf-8")
+    configuration.write_text(_configuration(targets, rules), encoding="utf-8")
     listen = f"127.0.0.1:{_free_port()}"
     command = [
         program,
@@ -78,12 +92,14 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[PrometheusServe
         _end(process)
 
 
-def _configuration(targets: Sequence[str]) -> str:
+def _configuration(targets: Mapping[str, Sequence[str]], rules: Path) -> str:
     settings = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text(encoding="utf-8"))
     settings["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    settings["rule_files"] = [str(DEPLOYED / name) for name in settings["rule_files"]]
-    (job,) = settings["scrape_configs"]
-    job["static_configs"] = [{"targets": list(targets)}]
+    settings["rule_files"] = [str(rules / name) for name in settings["rule_files"]]
+    (scrapes,) = settings["scrape_configs"]
+    scrapes["static_configs"] = [
+        {"targets": list(addresses), "labels": {"job": job}} for job, addresses in targets.items()
+    ]
     return yaml.safe_dump(settings)
 
 

@@ -124,7 +124,8 @@ async def test_every_query_and_rule_works_on_what_services_under_load_expose(
         ]
         for service in services:
             await service.start().ready(within=60)
-        with prometheus(tmp_path, [address(service) for service in services]) as server:
+        targets = {"softmax-service": [address(service) for service in services]}
+        with prometheus(tmp_path, targets) as server:
             async with load(bus, transactional):
                 assert await without_values(server, queries(), since) == {}
                 nothing = await asyncio.to_thread(ask, server, "rate(softmax_nothing_total[15s])", since)
@@ -133,5 +134,5 @@ async def test_every_query_and_rule_works_on_what_services_under_load_expose(
 
 
 def test_an_error_of_a_query_is_told(tmp_path: Path) -> None:
-    with prometheus(tmp_path, []) as server, pytest.raises(AssertionError, match="parse error"):
+    with prometheus(tmp_path, {}) as server, pytest.raises(AssertionError, match="parse error"):
         server.get("query", query="sum(")
