@@ -23,6 +23,7 @@ from service.observability.http import HttpServer
 from service.observability.logs import LogEvents
 from service.observability.metrics import Metrics
 from service.observability.status import Status
+from service.streaming.faults import unheard
 from service.streaming.worker import Worker
 from service.transform.pipeline import Limits, Pipeline
 from service.transform.refusals import Reason
@@ -60,6 +61,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
 
 async def serve(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Serve in the running loop; see `run`."""
+    asyncio.get_running_loop().set_exception_handler(unheard)
     metrics = Metrics(
         VERSIONS,
         settings.batch.max_records,

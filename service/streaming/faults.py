@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import errors
 
 from service.errors import BrokerUnusableError
 from service.transform.refusals import InvalidMessage, Reason
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Fault(Enum):
@@ -103,3 +106,12 @@ def raise_if_final(error: BaseException) -> None:
         ) from error
     if is_final(error):
         raise BrokerUnusableError(f"A batch of the input topic cannot be read: {said}", "See the topic") from error
+
+
+def unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the event loop does with an exception that nobody has asked for.
+
+    Kafka's are of calls that were given up at their deadline, which has been told then.
+    """
+    if not isinstance(context.get("exception"), errors.KafkaError):
+        loop.default_exception_handler(context)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 
 import pytest
 from aiokafka import errors
 
-from service.streaming.faults import Fault, InvalidRecordError, fault_of, refusal_by_broker
+from service.streaming.faults import Fault, InvalidRecordError, fault_of, refusal_by_broker, unheard
 from service.transform.refusals import Reason
 
 RECORD = [
@@ -106,3 +108,19 @@ def test_a_record_that_the_broker_refuses_is_told_with_the_broker_s_answer(error
 
 def test_every_error_that_is_the_record_s_has_a_reason_of_its_own() -> None:
     assert {refusal_by_broker(error).reason for error in RECORD} == {Reason.OUTPUT_TOO_LARGE, Reason.REJECTED_BY_BROKER}
+
+
+async def test_only_what_kafka_says_too_late_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(error: BaseException) -> None:
+        raise error
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(unheard)
+    for error in (errors.GroupCoordinatorNotAvailableError(), ValueError("a bug")):
+        task = asyncio.create_task(fail(error))
+        await asyncio.wait({task})
+        del task
+        gc.collect()
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)
