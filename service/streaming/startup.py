@@ -163,7 +163,12 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
         return _Diagnosis(
             BrokerAwayError(
                 f"Cannot reach Kafka at {settings.kafka.bootstrap_servers}: {describe(error)}",
-                "Check kafka.bootstrap_servers and kafka.security_protocol, and that the broker runs",
+                "Check kafka.bootstrap_servers and kafka.security_protocol, and that the broker runs"
+                + (
+                    "; one that asks for a client's certificate needs kafka.ssl_certfile"
+                    if arguments["ssl_context"]
+                    else ""
+                ),
             ),
             final=False,
         )

@@ -11,8 +11,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
-from aiokafka import errors
+from aiokafka import conn, errors
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.conn import OAuthAuthenticator
 
 from service.errors import ConfigurationError
 
@@ -31,6 +32,23 @@ SERVER_ERROR: Final = 500
 
 class TokenRefusedError(errors.AuthenticationFailedError):  # type: ignore[misc]  # aiokafka is not typed
     """The token endpoint does not accept the client: no waiting cures that."""
+
+
+class _Authenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka is not typed
+    """Ends the exchange as RFC 7628, section 3.2.3, asks for it.
+
+    A broker that refuses a token says so in a challenge, and only then, when that is acknowledged, in an error.
+    aiokafka 0.14 takes the challenge for success, and then the broker's error for an answer to its first request.
+    """
+
+    async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
+        if self._token_sent and payload:
+            return b"\x01", True
+        following: tuple[bytes, bool] | None = await super().step(payload)
+        return following
+
+
+conn.OAuthAuthenticator = _Authenticator
 
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is not typed
