@@ -14,6 +14,7 @@ from kubernetes_schemas import VERSIONS, NotFetchedError, schemas
 from prometheus_client import CollectorRegistry
 
 from service import __version__
+from service.errors import ConfigurationError
 from service.observability.http import HttpServer
 from service.settings import Settings, environment_name, load
 
@@ -140,6 +141,8 @@ def test_the_readme_makes_the_secret_that_is_asked_for() -> None:
 
 def test_services_of_the_namespace_set_no_variables_that_look_like_settings() -> None:
     assert POD["enableServiceLinks"] is False
+    with pytest.raises(ConfigurationError):
+        load(SETTINGS, {"SOFTMAX_GRAFANA_SERVICE_HOST": "10.0.0.1"})
 
 
 # --- the process ------------------------------------------------------------------------------
@@ -291,7 +294,7 @@ def test_the_job_is_the_one_that_the_alerts_know() -> None:
 # --- what comes out ---------------------------------------------------------------------------
 
 
-def built(overlay: str) -> str:
+def built(overlay: str | Path) -> str:
     for name, arguments in (("kustomize", ["build"]), ("kubectl", ["kustomize"])):
         if program := shutil.which(name):
             command = [program, *arguments, str(FOLDER / "overlays" / overlay)]
@@ -299,7 +302,7 @@ def built(overlay: str) -> str:
             # Of a patch or a field that is out of fashion it says so, and goes on.
             assert (done.returncode, done.stderr) == (0, "")
             return done.stdout
-    pytest.skip("kustomize is missing: go install sigs.k8s.io/kustomize/kustomize/v5@latest")
+    pytest.skip("kustomize is missing: go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1")
 
 
 def conform(objects: str, version: str) -> subprocess.CompletedProcess[str]:
@@ -365,3 +368,20 @@ def test_the_dashboard_comes_as_the_sidecar_wants_it() -> None:
     ]
     dashboard = ROOT / "deploy" / "grafana" / "dashboards" / "softmax-service.json"
     assert only(maps)["data"] == {dashboard.name: dashboard.read_text(encoding="utf-8")}
+
+
+def test_an_overlay_of_one_s_own_is_made_as_the_readme_says(tmp_path: Path) -> None:
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    kustomization = only(re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL))
+    (tmp_path / "kustomization.yml").write_text(kustomization, encoding="utf-8")
+    (tmp_path / "settings.yml").write_text("topics: {input: images}\n", encoding="utf-8")
+    for name in ("kubernetes", "grafana"):
+        shutil.copytree(ROOT / "deploy" / name, tmp_path / "softmax-service" / "deploy" / name)
+    objects = list(yaml.safe_load_all(built(tmp_path)))
+    assert {each["metadata"]["namespace"] for each in objects} == {"softmax"}
+    stateful_set = only([each["spec"] for each in objects if each["kind"] == "StatefulSet"])
+    assert stateful_set["replicas"] == 4
+    assert only(stateful_set["template"]["spec"]["containers"])["image"].startswith("registry.example.org/")
+    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    volume = only(stateful_set["template"]["spec"]["volumes"])
+    assert maps[volume["configMap"]["name"]] == {"settings.yml": "topics: {input: images}\n"}
