@@ -243,3 +243,16 @@ def test_the_examples_of_the_settings_are_settings(tmp_path: Path) -> None:
     assert file_s == environment_s
     assert with_secret.kafka.sasl_password is not None
     assert with_secret.kafka.sasl_password.get_secret_value() == "secret"
+
+
+@pytest.mark.parametrize(
+    ("name", "section"), [("comparison.md", "At a glance"), ("sizing.md", "What one instance carries")]
+)
+def test_figures_that_are_cited_are_those_that_were_measured(name: str, section: str) -> None:
+    """Not the rounded ones: those are computed from these."""
+    measured = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    cited = {figure for row in rows for figure in re.findall(r"\b\d+\.\d{2,3}\b|\b\d+,(?!000)\d{3}\b", row)}
+    assert cited
+    assert {figure for figure in cited if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", measured)} == set()
