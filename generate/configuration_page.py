@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final
 
-from service.settings import ModelSettings, Section, Settings, environment_name
+from service.settings import NEEDED_BY_SASL, ModelSettings, Section, Settings, environment_name
 from service.transform.profiles import Output
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ MIB: Final = 1 << 20
 # What a setting may be, where its JSON schema does not say it all.
 MAY_BE: Final = {
     "kafka.bootstrap_servers": "`host:port`, several separated by commas",
+    "kafka.sasl_oauth_token_url": "http or https URL",
     "tracing.endpoint": "http or https URL",
     "models.<name>.temperature": "number over 0",
     "models.<name>.classes": "integer, 1 or more",
@@ -95,8 +97,9 @@ asks Kafka: `softmax-service check` does.
 
 ## Secrets
 
-`kafka.sasl_password` and `kafka.ssl_keyfile_password` can each be a file, as container platforms mount secrets:
-the environment variable's name with `_FILE` behind it names it. Line ends at its end are cut off. To give both is an error.
+Each of {secrets} can be
+a file, as container platforms mount secrets: the environment variable's name with `_FILE` behind it names it. Line ends
+at its end are cut off. To give both is an error.
 In the YAML file there is no such form.
 
 ```sh
@@ -113,7 +116,7 @@ A secret is shown nowhere: not by `config show`, not on the status page, not in 
 
 | if | then |
 |---|---|
-| `kafka.security_protocol` is `SASL_PLAINTEXT` or `SASL_SSL` | `kafka.sasl_username` and `kafka.sasl_password` are given |
+{sasl}
 | `kafka.ssl_keyfile` is given | `kafka.ssl_certfile` is too |
 | always | the three topics are different ones |
 | always | `delivery.drain_timeout_ms` is less than `kafka.session_timeout_ms` |
@@ -151,7 +154,7 @@ def _sections() -> Iterator[tuple[str, type[Section]]]:
 
 
 def _lines() -> Iterator[str]:
-    yield BEGINNING
+    yield BEGINNING.format(secrets=_secrets(), sasl="\n".join(_needed_by_sasl()))
     yield "## All settings"
     heading = ""
     for path, field, schema in settings():
@@ -162,6 +165,17 @@ def _lines() -> Iterator[str]:
         default = DEFAULTS.get(path) or _default(field.get_default(), path)
         meaning = " ".join((field.description or "").split())
         yield f"| `{path}`<br>`{environment_name(path)}` | {_may_be(path, schema)} | {default} | {meaning} |"
+
+
+def _secrets() -> str:
+    *others, last = [f"`{path}`" for path, _, schema in settings() if '"password"' in json.dumps(schema)]
+    return f"{', '.join(others)} and {last}"
+
+
+def _needed_by_sasl() -> Iterator[str]:
+    for mechanism, names in NEEDED_BY_SASL.items():
+        needed = ", ".join(f"`kafka.{name}`" for name in names)
+        yield f"| `kafka.security_protocol` begins with `SASL`, `kafka.sasl_mechanism` is `{mechanism}` | given: {needed} |"
 
 
 def _heading(section: str) -> Iterator[str]:
@@ -202,7 +216,7 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 def _default(value: object, path: str) -> str:
-    if value in (None, (), {}):
+    if value in (None, "", (), {}):
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

@@ -91,6 +91,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
+_PASSWORD: Final = ("sasl_username", "sasl_password")
+# What each mechanism needs of the section `kafka`.
+NEEDED_BY_SASL: Final = {
+    "PLAIN": _PASSWORD,
+    "SCRAM-SHA-256": _PASSWORD,
+    "SCRAM-SHA-512": _PASSWORD,
+    "OAUTHBEARER": ("sasl_oauth_token_url", "sasl_oauth_client_id", "sasl_oauth_client_secret"),
+    "AWS_MSK_IAM": ("sasl_aws_region",),
+}
+
+
 class KafkaSettings(Section):
     """How to reach Kafka and who we are there."""
 
@@ -120,12 +131,23 @@ class KafkaSettings(Section):
     """How long one request to a broker may take."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """How to speak to the broker."""
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    """How to authenticate under SASL."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"] = "PLAIN"
+    """How to authenticate under SASL. OAUTHBEARER gets its tokens by client credentials; AWS_MSK_IAM needs the extra
+    `aws`."""
     sasl_username: str | None = None
     """User name under SASL."""
     sasl_password: SecretStr | None = None
     """Password under SASL; better given as a file in SOFTMAX_KAFKA__SASL_PASSWORD_FILE."""
+    sasl_oauth_token_url: Annotated[str, AfterValidator(_http_url)] | None = None
+    """Token endpoint for OAUTHBEARER."""
+    sasl_oauth_client_id: str | None = None
+    """Client id at the token endpoint."""
+    sasl_oauth_client_secret: SecretStr | None = None
+    """Client secret at the token endpoint; better given as a file."""
+    sasl_oauth_scope: str = ""
+    """Scope to ask the token endpoint for; empty: its own choice."""
+    sasl_aws_region: str | None = None
+    """AWS region of the cluster, for AWS_MSK_IAM; the credentials are those that the AWS SDK finds."""
     ssl_cafile: Path | None = None
     """Certificates to trust, PEM; the system's if absent."""
     ssl_certfile: Path | None = None
@@ -139,8 +161,13 @@ class KafkaSettings(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> KafkaSettings:
-        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
-            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+        if self.security_protocol.startswith("SASL"):
+            missing = [name for name in NEEDED_BY_SASL[self.sasl_mechanism] if not getattr(self, name)]
+            if missing:
+                raise ValueError(
+                    f"security_protocol {self.security_protocol} with sasl_mechanism {self.sasl_mechanism} needs"
+                    f" {' and '.join(missing)}"
+                )
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ValueError("ssl_keyfile needs ssl_certfile")
         return self

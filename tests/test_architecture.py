@@ -293,13 +293,15 @@ def test_the_transform_has_no_clock_no_event_loop_and_no_way_out() -> None:
 
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [
-        *project["dependencies"],
-        *project["optional-dependencies"]["demo"],
-        *project["optional-dependencies"]["otel"],
-    ]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["demo"], *extras["otel"], *extras["aws"]]
     names = {re.split(r"[<>=!~;\[ ]", each)[0].lower().replace("-", "_") for each in declared}
-    names = {{"pyyaml": "yaml", "opentelemetry_sdk": "opentelemetry"}.get(name, name) for name in names}
+    imported_as = {
+        "pyyaml": "yaml",
+        "opentelemetry_sdk": "opentelemetry",
+        "aws_msk_iam_sasl_signer_python": "aws_msk_iam_sasl_signer",
+    }
+    names = {imported_as.get(name, name) for name in names}
     imported = {each.module.split(".")[0] for imports in graph().values() for each in imports}
     assert imported - set(sys.stdlib_module_names) - {"service"} - names == set()
 

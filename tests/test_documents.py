@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PAGES: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES: Final = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")])
+# What scripts/docs calls by another name.
+RENAMED: Final = {"index.md": "README.md", "kubernetes.md": "deploy/kubernetes/README.md"}
 COMMAND: Final = re.compile(r"(?<![\w.-])softmax-service( +[a-z-][^|<>&;#\n)]*)")
 ELSEWHERE: Final = re.compile(r"[a-z]+:")
 
@@ -112,11 +114,11 @@ def test_every_link_leads_somewhere(file: Path) -> None:
 def test_every_page_is_in_the_navigation_and_linked_from_the_first() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = list(leaves(site["nav"]))
-    sources = [ROOT / ("README.md" if page == "index.md" else page) for page in pages]
+    sources = [ROOT / RENAMED.get(page, page) for page in pages]
     assert sorted(file if file.exists() else ROOT / "docs" / file.name for file in sources) == PAGES
     assert len(pages) == len(set(pages))
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in read(ROOT / "README.md").links}
-    assert [named(file) for file in PAGES if file not in linked and file.name != "README.md"] == []
+    assert [named(file) for file in PAGES if file not in linked and named(file) != "README.md"] == []
 
 
 def leaves(nav: Any) -> Iterator[str]:

@@ -33,6 +33,11 @@ DEFAULTS: Final[dict[str, object]] = {
     "kafka.security_protocol": "PLAINTEXT",
     "kafka.sasl_username": None,
     "kafka.sasl_password": None,
+    "kafka.sasl_oauth_token_url": None,
+    "kafka.sasl_oauth_client_id": None,
+    "kafka.sasl_oauth_client_secret": None,
+    "kafka.sasl_oauth_scope": "",
+    "kafka.sasl_aws_region": None,
     "kafka.ssl_cafile": None,
     "kafka.ssl_certfile": None,
     "kafka.ssl_keyfile": None,
@@ -94,6 +99,11 @@ OTHERS: Final[dict[str, tuple[str, object]]] = {
     "kafka.sasl_mechanism": ("SCRAM-SHA-512", "SCRAM-SHA-512"),
     "kafka.sasl_username": ("u", "u"),
     "kafka.sasl_password": ("p", SecretStr("p")),
+    "kafka.sasl_oauth_token_url": ("https://login/token", "https://login/token"),
+    "kafka.sasl_oauth_client_id": ("i", "i"),
+    "kafka.sasl_oauth_client_secret": ("s", SecretStr("s")),
+    "kafka.sasl_oauth_scope": ("kafka", "kafka"),
+    "kafka.sasl_aws_region": ("eu-west-1", "eu-west-1"),
     "kafka.ssl_cafile": ("/ca.pem", Path("/ca.pem")),
     "kafka.ssl_certfile": ("/crt.pem", Path("/crt.pem")),
     "kafka.ssl_keyfile": ("/key.pem", Path("/key.pem")),
@@ -324,6 +334,15 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         ({"SOFTMAX_TOPICS__OUTPUT": "logits"}, ["topics", "input", "output", "dead_letter"]),
         ({"SOFTMAX_TOPICS__DEAD_LETTER": "probabilities"}, ["topics", "dead_letter"]),
         ({"SOFTMAX_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, ["kafka", "sasl_username", "sasl_password"]),
+        (
+            {"SOFTMAX_KAFKA__SECURITY_PROTOCOL": "SASL_SSL", "SOFTMAX_KAFKA__SASL_MECHANISM": "OAUTHBEARER"},
+            ["sasl_oauth_token_url", "sasl_oauth_client_id", "sasl_oauth_client_secret"],
+        ),
+        (
+            {"SOFTMAX_KAFKA__SECURITY_PROTOCOL": "SASL_SSL", "SOFTMAX_KAFKA__SASL_MECHANISM": "AWS_MSK_IAM"},
+            ["sasl_aws_region"],
+        ),
+        ({"SOFTMAX_KAFKA__SASL_OAUTH_TOKEN_URL": "login/token"}, ["kafka.sasl_oauth_token_url"]),
         ({"SOFTMAX_KAFKA__SSL_KEYFILE": "/key.pem"}, ["kafka", "ssl_keyfile", "ssl_certfile"]),
         ({"SOFTMAX_DELIVERY__DRAIN_TIMEOUT_MS": "30000"}, ["delivery.drain_timeout_ms", "kafka.session_timeout_ms"]),
         ({"SOFTMAX_DELIVERY__GUARANTEE": "at_most_once"}, ["delivery.guarantee"]),
@@ -392,7 +411,7 @@ def test_keys_that_are_no_text_are_refused(yaml_file: Path) -> None:
 
 # --- secrets ----------------------------------------------------------------------------------
 
-SECRETS: Final = ("kafka.sasl_password", "kafka.ssl_keyfile_password")
+SECRETS: Final = ("kafka.sasl_password", "kafka.sasl_oauth_client_secret", "kafka.ssl_keyfile_password")
 
 
 def assert_masked(settings: Settings) -> None:

@@ -18,14 +18,12 @@ from service.streaming.startup import describe, unusable
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Sequence
 
-    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+    from aiokafka import AIOKafkaProducer, TopicPartition
 
-    from service.observability.events import Observer
-    from service.settings import Settings
+    from service.streaming.delivery import Means
     from service.streaming.outgoing import Batch
     from service.streaming.progress import Ticket
     from service.streaming.records import Part, Summary
-    from service.streaming.startup import Topology
 
 
 @dataclass(slots=True)
@@ -47,17 +45,9 @@ class AtLeastOnce(Delivery):
     transactional = False
     finds_beginnings = False
 
-    def __init__(
-        self,
-        settings: Settings,
-        topology: Topology,
-        consumer: AIOKafkaConsumer,
-        observer: Observer,
-        *,
-        whole_batches: bool,
-    ) -> None:
-        """Deliver what `consumer` reads, as whole batches where the seam allows it; nothing is connected yet."""
-        super().__init__(settings, topology, consumer, observer, whole_batches=whole_batches)
+    def __init__(self, means: Means) -> None:
+        """Connect nothing yet."""
+        super().__init__(means)
         self._producer: AIOKafkaProducer | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         # By partition, the ticket whose batches are not all queued yet: the next ones must wait.

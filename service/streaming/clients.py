@@ -11,6 +11,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.helpers import create_ssl_context
 
 from service.errors import ConfigurationError
+from service.streaming.tokens import token_provider
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -51,9 +52,11 @@ def connection(settings: Settings) -> dict[str, Any]:
         "request_timeout_ms": kafka.request_timeout_ms,
         "metadata_max_age_ms": kafka.metadata_max_age_ms,
         "security_protocol": kafka.security_protocol,
-        "sasl_mechanism": kafka.sasl_mechanism,
+        # What MSK calls AWS_MSK_IAM is, on the wire, OAUTHBEARER with tokens of its own.
+        "sasl_mechanism": "OAUTHBEARER" if kafka.sasl_mechanism == "AWS_MSK_IAM" else kafka.sasl_mechanism,
         "sasl_plain_username": kafka.sasl_username,
         "sasl_plain_password": kafka.sasl_password.get_secret_value() if kafka.sasl_password else None,
+        "sasl_oauth_token_provider": token_provider(kafka),
         "ssl_context": ssl_context,
     }
 

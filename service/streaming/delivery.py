@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.errors import BrokerUnusableError
@@ -25,6 +26,25 @@ if TYPE_CHECKING:
     from service.streaming.startup import Topology
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a delivery works with.
+
+    Attributes:
+        settings: of the service.
+        topology: of the topics.
+        consumer: what is delivered comes from it.
+        observer: is told.
+        whole_batches: whether the seam takes whole batches.
+    """
+
+    settings: Settings
+    topology: Topology
+    consumer: AIOKafkaConsumer
+    observer: Observer
+    whole_batches: bool
+
+
 class Delivery(ABC):
     """Delivers transformed records, and knows which are done.
 
@@ -39,25 +59,17 @@ class Delivery(ABC):
     transactional: bool
     finds_beginnings: bool
 
-    def __init__(
-        self,
-        settings: Settings,
-        topology: Topology,
-        consumer: AIOKafkaConsumer,
-        observer: Observer,
-        *,
-        whole_batches: bool,
-    ) -> None:
-        """Deliver what `consumer` reads, as whole batches where the seam allows it; nothing is connected yet."""
+    def __init__(self, means: Means) -> None:
+        """Connect nothing yet."""
         self.progress = Progress()
         self.epoch = 0
         self.holding = False
-        self._settings = settings
-        self._topology = topology
-        self._consumer = consumer
-        self._observer = observer
-        self._whole_batches = whole_batches
-        self._outgoing = Outgoing(settings, topology, whole_batches=whole_batches, transactional=self.transactional)
+        self._settings = settings = means.settings
+        self._topology = topology = means.topology
+        self._consumer = means.consumer
+        self._observer = means.observer
+        self._whole_batches = whole = means.whole_batches
+        self._outgoing = Outgoing(settings, topology, whole_batches=whole, transactional=self.transactional)
         self._culprits = Culprits(topology.output.name)
         self._moved = asyncio.Event()
         self._draining = False

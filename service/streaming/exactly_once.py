@@ -26,14 +26,12 @@ from service.streaming.transactions import NotStored, Transactions, transactiona
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from aiokafka import AIOKafkaConsumer, TopicPartition
+    from aiokafka import TopicPartition
 
-    from service.observability.events import Observer
-    from service.settings import Settings
+    from service.streaming.delivery import Means
     from service.streaming.outgoing import Batch
     from service.streaming.progress import Ticket
     from service.streaming.records import Part, Summary
-    from service.streaming.startup import Topology
 
 # Before a lease is asked for again. Two members that both believe a partition theirs take it from each other until the
 # group has spoken: at random, so that one of them gets something done meanwhile.
@@ -78,17 +76,9 @@ class ExactlyOnce(Delivery):
     transactional = True
     finds_beginnings = True
 
-    def __init__(
-        self,
-        settings: Settings,
-        topology: Topology,
-        consumer: AIOKafkaConsumer,
-        observer: Observer,
-        *,
-        whole_batches: bool,
-    ) -> None:
-        """Deliver what `consumer` reads, as whole batches where the seam allows it; nothing is connected yet."""
-        super().__init__(settings, topology, consumer, observer, whole_batches=whole_batches)
+    def __init__(self, means: Means) -> None:
+        """Connect nothing yet."""
+        super().__init__(means)
         self._lanes: dict[TopicPartition, Lane] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._stamps = count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,8 +13,10 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from service.errors import BrokerAwayError, BrokerUnusableError
+from service.settings import NEEDED_BY_SASL
 from service.streaming.clients import bounded, connection, make_admin
 from service.streaming.faults import passes
+from service.streaming.tokens import TokenRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,28 +129,46 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
     server = settings.kafka.bootstrap_servers.split(",")[0].strip()
     host, _, port = server.rpartition(":")
     arguments = connection(settings)
+    needed = NEEDED_BY_SASL[settings.kafka.sasl_mechanism]
     for of_clients in ("bootstrap_servers", "metadata_max_age_ms"):
         del arguments[of_clients]
     try:
         conn = await bounded(create_conn(host.strip("[]"), int(port), **arguments), settings.kafka.request_timeout_ms)
+    except TokenRefusedError as error:
+        return _final(
+            f"There is no token for Kafka at {server}: {describe(error)}",
+            "Check kafka.sasl_oauth_token_url, kafka.sasl_oauth_client_id and kafka.sasl_oauth_client_secret",
+        )
     except (
         errors.AuthenticationFailedError,
         errors.SaslAuthenticationFailed,
         errors.UnsupportedSaslMechanismError,
         errors.IllegalSaslStateError,
     ) as error:
-        return _Diagnosis(
-            BrokerUnusableError(
-                f"Kafka at {server} refuses the credentials: {describe(error)}",
-                "Check kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password",
-            ),
-            final=True,
+        return _final(
+            f"Kafka at {server} refuses the credentials: {describe(error)}",
+            "Check kafka.sasl_mechanism and what it needs: " + ", ".join(f"kafka.{name}" for name in needed),
+        )
+    except ssl.SSLCertVerificationError as error:
+        return _final(
+            f"The certificate of Kafka at {server} is not accepted: {error.verify_message}",
+            "Check kafka.ssl_cafile, kafka.ssl_check_hostname and the broker's certificate",
+        )
+    except ssl.SSLError as error:
+        return _final(
+            f"There is no TLS with Kafka at {server}: {error.reason or error}",
+            "Check kafka.security_protocol, kafka.ssl_certfile and kafka.ssl_keyfile",
         )
     except (OSError, errors.KafkaError, TimeoutError) as error:
         return _Diagnosis(
             BrokerAwayError(
                 f"Cannot reach Kafka at {settings.kafka.bootstrap_servers}: {describe(error)}",
-                "Check kafka.bootstrap_servers and kafka.security_protocol, and that the broker runs",
+                "Check kafka.bootstrap_servers and kafka.security_protocol, and that the broker runs"
+                + (
+                    "; one that asks for a client's certificate needs kafka.ssl_certfile"
+                    if arguments["ssl_context"]
+                    else ""
+                ),
             ),
             final=False,
         )
@@ -156,6 +177,10 @@ async def _diagnose(settings: Settings) -> _Diagnosis:
         BrokerAwayError(f"Kafka at {server} accepts connections but does not answer", "See the broker's log"),
         final=False,
     )
+
+
+def _final(problem: str, cure: str) -> _Diagnosis:
+    return _Diagnosis(BrokerUnusableError(problem, cure), final=True)
 
 
 def unusable(problem: str, cure: str, error: BaseException) -> BrokerUnusableError:

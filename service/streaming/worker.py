@@ -18,6 +18,7 @@ from service.errors import BrokerAwayError, BrokerUnusableError, LostProgressErr
 from service.streaming import seam
 from service.streaming.at_least_once import AtLeastOnce
 from service.streaming.clients import bounded, close, make_consumer
+from service.streaming.delivery import Means
 from service.streaming.exactly_once import ExactlyOnce
 from service.streaming.headers import model_of, trace_parents
 from service.streaming.polling import MicroBatch, Poller
@@ -361,7 +362,7 @@ class _Connected:
             observer.seam_unfit(aiokafka_version)
         whole = self._whole_batches
         guarantee = ExactlyOnce if settings.delivery.guarantee == "exactly_once" else AtLeastOnce
-        self.delivery: Delivery = guarantee(settings, topology, self.consumer, observer, whole_batches=whole)
+        self.delivery: Delivery = guarantee(Means(settings, topology, self.consumer, observer, whole))
         self.poller = Poller(settings, self.consumer, self.delivery, observer, whole_batches=whole)
         self.refusal_limits = RefusalLimits(settings)
         self.ticker = Ticker(settings, self.consumer, self.delivery, observer, until_caught_up=until_caught_up)
