@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from generate import dashboard, events_page, metrics_page, prometheus_rule
+from generate import configuration_page, dashboard, events_page, metrics_page, prometheus_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FILES: Final[Mapping[str, Callable[[], str]]] = {
     "deploy/grafana/dashboards/softmax-service.json": dashboard.text,
     "deploy/kubernetes/components/monitored/prometheusrule.yml": prometheus_rule.text,
+    "docs/configuration.md": configuration_page.text,
     "docs/events.md": events_page.text,
     "docs/metrics.md": metrics_page.text,
 }

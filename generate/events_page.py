@@ -62,7 +62,7 @@ EVENTS: Final = {
         ("warning",),
         ("one for each reason, with how many", "example"),
         "Records were refused and are in the dead-letter topic.",
-        "See `softmax-service dead-letters show`, and who wrote them.",
+        "See `softmax-service dead-letters list` and `show`, and who wrote them.",
         summed=True,
     ),
     "slower: whole batches are not tested with this aiokafka": Event(

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from metric_names import exposed, named_in
 
-from generate import events_page, metrics_page
+from generate import configuration_page, events_page, metrics_page
 from generate.__main__ import stale
 from service.observability.metrics import Metrics
+from service.settings import ModelSettings, Settings, _leaves, environment_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,3 +71,12 @@ def test_every_event_is_on_the_page_with_its_levels_and_nothing_else_is() -> Non
         for event, levels in calls((ROOT / "service" / name).read_text(encoding="utf-8")):
             found.setdefault(event, set()).update(levels)
     assert found == {name: set(event.levels) for name, event in events_page.EVENTS.items()}
+
+
+def test_every_setting_is_on_the_page_with_its_name_in_the_environment() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    tree = {".".join(path) for path, _ in _leaves(Settings)} - {"models"}
+    every = tree | {f"models.<name>.{name}" for name in ModelSettings.model_fields}
+    assert {path for path, _, _ in configuration_page.settings()} == every
+    assert [path for path in every if f"| `{path}`<br>`{environment_name(path)}` |" not in page] == []
+    assert [path for path, field, _ in configuration_page.settings() if not field.description] == []
