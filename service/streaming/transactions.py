@@ -90,12 +90,16 @@ class Transactions:
             TimeoutError: not in time; what became of the transaction only the next `start` decides.
         """
         self._ends = 0
-        async with asyncio.timeout(self._seconds):
-            await self.begin()
-            sent = await self.send(batches)
-            await self.settle(sent)
-            await self.send_offset(next_offset)
-            await self.commit()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self.begin()
+                sent = await self.send(batches)
+                await self.settle(sent)
+                await self.send_offset(next_offset)
+                await self.commit()
+        except (errors.IllegalOperation, AssertionError) as surprise:
+            # The transaction has ended between two steps, and aiokafka is surprised at the next one: tell with what.
+            raise self._end() or surprise from surprise
         return sent
 
     async def discard(self) -> None:
@@ -144,6 +148,13 @@ class Transactions:
             raise errors.ProducerClosed
         if sender.done():
             raise sender.exception() or errors.ProducerClosed()
+
+    def _end(self) -> BaseException | None:
+        """What the transaction has ended with, if it has failed."""
+        waiter = self._producer._txn_manager.wait_for_transaction_end()  # noqa: SLF001 - as above
+        ended = waiter is not None and waiter.done() and not waiter.cancelled()
+        error: BaseException | None = waiter.exception() if ended else None
+        return error
 
     def _watch(self, producer: AIOKafkaProducer) -> None:
         """Notice what aiokafka passes over in silence: it repeats requests by itself."""

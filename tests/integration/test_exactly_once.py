@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient
-from harness import Bus, ServiceProcess, eventually, pack, unpack
+from harness import Bus, ServiceProcess, environment, eventually, pack, unpack
 
 from chaos.instance import FAILPOINTS, REBALANCES
+from service.settings import load
+from service.streaming.outgoing import Batch
+from service.streaming.transactions import NotStored, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -227,3 +230,33 @@ async def test_without_waiting_for_acknowledgements_a_refused_batch_is_lost(
         assert await _committed(bus) == {0: 1}
         assert await bus.outputs(0) == await bus.dead_letters(0) == []
         await service.kill()
+
+
+async def test_a_transaction_that_ended_between_two_steps_tells_with_what(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client library only finds itself outside of one; the cause decides what becomes of the service."""
+    settings = load(environment=environment(**bus.settings))
+    fenced, other = (Transactions(settings, TopicPartition(bus.input, 0), 1 << 20) for _ in range(2))
+
+    def batch() -> Batch:
+        builder = fenced.new_batch()
+        builder.append(timestamp=None, key=None, value=b"x")
+        return Batch(bus.output, 0, 0, 0, builder)
+
+    begin = fenced.begin
+
+    async def begin_and_be_fenced() -> None:
+        await begin()
+        await other.start()
+        with pytest.raises(NotStored):
+            await fenced.settle(await fenced.send([batch()]))
+
+    monkeypatch.setattr(fenced, "begin", begin_and_be_fenced)
+    try:
+        await fenced.start()
+        with pytest.raises(errors.ProducerFenced):
+            await fenced.run([batch()], 1)
+    finally:
+        await fenced.discard()
+        await other.discard()
