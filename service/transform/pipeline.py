@@ -38,8 +38,9 @@ MIN_TO_LEARN: Final = 2
 CHUNK_BYTES: Final = 640 << 10
 # Attempts to learn a new layout from one group: hostile mixtures take the general path instead.
 MAX_LESSONS: Final = 4
-# Messages transformed one by one that a micro-batch's sample holds at most.
-MAX_SAMPLED_ALONE: Final = 16
+# Blocks, or messages transformed alone, that a micro-batch's sample is taken from at most: thousands of kinds must not
+# make a sample of thousands of pieces.
+MAX_SAMPLED: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class Work:
             for position in self._leftover:
                 try:
                     message = self._parse(position)
-                    sample: list[NDArray[Any]] | None = [] if self._samples_next() else None
+                    sample: list[NDArray[Any]] | None = [] if self._samples_more() else None
                     content = np.frombuffer(transform_one(message, self._core.workspace, sample), np.uint8)[None]
                     self.blocks.append(Block(np.array([position]), content, None, message.selected.name))
                     self.sample += [(message.selected.name, rows) for rows in sample or ()]
@@ -234,9 +235,9 @@ class Work:
         self._mark("general")
         self._leftover = []
 
-    def _samples_next(self) -> bool:
-        """Whether the next message transformed alone is looked at for the sample."""
-        return self._sampled and self.general < MAX_SAMPLED_ALONE
+    def _samples_more(self) -> bool:
+        """Whether the sample has room."""
+        return self._sampled and len(self.sample) < MAX_SAMPLED
 
     def _by_key(self) -> Iterator[tuple[_Key, Integers]]:
         """Positions of the records that may be transformed, grouped by key; the others are refused."""
@@ -326,7 +327,7 @@ class Work:
         self._core.layouts.use(key, layout)
         self._mark("layout")
         done = 0
-        outcomes = transform_columns(mine, layout, self._core.workspace, self._mark, sampled=self._sampled)
+        outcomes = transform_columns(mine, layout, self._core.workspace, self._mark, sampled=self._samples_more())
         for outputs in outcomes:
             self.sample += [(layout.model, rows) for rows in outputs.sample]
             following = done + len(outputs.content)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.transform.columnar import SAMPLED_NUMBERS, SAMPLED_ROWS
 from service.transform.distributions import confidence_and_entropy
-from service.transform.pipeline import MAX_SAMPLED_ALONE, Limits, Messages, Pipeline, Work
+from service.transform.pipeline import MAX_SAMPLED, Limits, Messages, Pipeline, Work
 from service.transform.profiles import Profile, Profiles
 
 if TYPE_CHECKING:
@@ -100,10 +100,17 @@ def test_each_head_and_each_profile_is_sampled() -> None:
 
 
 def test_of_messages_alone_so_many_are_looked_at() -> None:
-    values = [message([float(n)] * (n + 1)) for n in range(MAX_SAMPLED_ALONE + 5)]
+    values = [message([float(n)] * (n + 1)) for n in range(MAX_SAMPLED + 5)]
     work = worked(values)
     assert work.general == len(values)
-    assert len(work.sample) == MAX_SAMPLED_ALONE
+    assert len(work.sample) == MAX_SAMPLED
+
+
+def test_thousands_of_kinds_make_no_sample_of_thousands_of_pieces() -> None:
+    values = [message([0.0] * (n // 2 + 1), pad="x" * (n // 2)) for n in range(600)]
+    work = worked(values)
+    assert work.columnar == len(values)
+    assert len(work.sample) == MAX_SAMPLED
 
 
 @given(st.lists(st.lists(st.floats(-50, 50), min_size=4, max_size=4), min_size=1, max_size=20))
