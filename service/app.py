@@ -16,7 +16,7 @@ import aiokafka
 import numpy as np
 import structlog
 
-from service import __version__, allocator
+from service import __version__, memory
 from service.errors import ConfigurationError, ServiceError
 from service.observability.events import Observers
 from service.observability.http import HttpServer
@@ -50,7 +50,8 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     Raises:
         ServiceError: with the exit code, why not.
     """
-    allocator.keep_freed_memory()
+    memory.keep_freed_memory()
+    memory.collect_garbage_seldom()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(settings, until_caught_up=until_caught_up))

@@ -40,9 +40,9 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
         "service.errors",
         "service",
     ),
-    "service.allocator": (),
+    "service.memory": (),
     "service.app": (
-        "service.allocator",
+        "service.memory",
         "service.streaming",
         "service.transform",
         "service.observability",
@@ -75,7 +75,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
 }
 # From the lowest to the highest: nothing imports from a later floor.
 FLOORS: Final = (
-    ("service", "service.errors", "service.allocator", "service.distributions", "service.transform", "service.broker"),
+    ("service", "service.errors", "service.memory", "service.distributions", "service.transform", "service.broker"),
     ("service.settings", "service.observability", "service.messages", "service.explain"),
     ("service.streaming",),
     ("service.app", "service.demo"),

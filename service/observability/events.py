@@ -71,8 +71,17 @@ class Observer:
                 `http.show_payloads` also `payload`, the beginning of the value in hex.
         """
 
-    def outputs_acknowledged(self, batch: int, model: str, latencies: NDArray[np.float64]) -> None:
-        """How old each record of a micro-batch was when its output was acknowledged; negative under clock skew."""
+    def outputs_acknowledged(
+        self, batch: int, model: str, latencies: NDArray[np.float64], counts: NDArray[np.int64] | None = None
+    ) -> None:
+        """How old the records of a micro-batch were when their outputs were acknowledged; negative under clock skew.
+
+        Args:
+            batch: its number.
+            model: of the records.
+            latencies: seconds.
+            counts: how many records had each; `None` for one each.
+        """
 
     def predicted(self, model: str, confidence: NDArray[np.float64], entropy: NDArray[np.float64]) -> None:
         """Of a sample of the distributions made: the highest probability, and the entropy in nats."""

@@ -63,16 +63,16 @@ class Histogram:
         self._of(labels)[bisect_left(self.bounds, value)] += 1
         self._sums[labels] += float(value)
 
-    def observe_all(self, values: NDArray[np.float64], *labels: str) -> None:
-        """Count many values at once."""
-        counts = self._of(labels)
-        if len(values) <= FEW:
+    def observe_all(self, values: NDArray[np.float64], *labels: str, counts: NDArray[np.int64] | None = None) -> None:
+        """Count many values at once, each as often as `counts` says, or once."""
+        buckets = self._of(labels)
+        if counts is None and len(values) <= FEW:
             for value in values.tolist():
                 self.observe(value, *labels)
             return
-        found = np.bincount(np.searchsorted(self.bounds, values), minlength=len(counts)).tolist()
-        counts[:] = map(add, counts, found)
-        self._sums[labels] += float(values.sum())
+        found = np.bincount(np.searchsorted(self.bounds, values), counts, minlength=len(buckets))
+        buckets[:] = map(add, buckets, found.astype(np.int64).tolist())
+        self._sums[labels] += float(values.sum() if counts is None else values @ counts)
 
     def exemplify(self, value: float, at: float, example: Mapping[str, str], *labels: str) -> None:
         """Show where a value of its bucket came from.

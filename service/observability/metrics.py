@@ -152,10 +152,13 @@ class Metrics(Observer, Collector):
         for reason, count in records.items():
             self.dead_letters.add(count, reason)
 
-    def outputs_acknowledged(self, batch: int, model: str, latencies: NDArray[np.float64]) -> None:
+    def outputs_acknowledged(
+        self, batch: int, model: str, latencies: NDArray[np.float64], counts: NDArray[np.int64] | None = None
+    ) -> None:
         """See `Observer`."""
-        self.clock_skew.add(int(np.count_nonzero(latencies < 0)))
-        self.end_to_end_latency.observe_all(np.maximum(latencies, 0), model)
+        early = latencies < 0
+        self.clock_skew.add(int(np.count_nonzero(early) if counts is None else counts[early].sum()))
+        self.end_to_end_latency.observe_all(np.maximum(latencies, 0), model, counts=counts)
         trace = self.trace_of(batch)
         if trace is not None and len(latencies):
             slowest = max(0.0, float(latencies.max()))

@@ -207,10 +207,8 @@ class Delivery(ABC):
         for batch in outputs:
             observer.records_produced(batch.topic, batch.partition, batch.builder.record_count())
         if outputs:
-            for model, stamps in summary.timestamps.items():
-                observer.outputs_acknowledged(
-                    summary.batch, model, now - stamps[stamps >= 0] / 1000
-                )  # -1 is "no timestamp"
+            for model, (stamps, counts) in summary.timestamps.items():
+                observer.outputs_acknowledged(summary.batch, model, now - stamps / 1000, counts)
         if summary.reasons:
             observer.dead_letters_produced(summary.reasons, summary.examples)
         partition = summary.partition

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Of so many dead letters of a part the coordinates are told, and so much of their values, if that is allowed.
 EXAMPLES: Final = 5
 PAYLOAD_BYTES: Final = 128
+# Counting the timestamps of so few records takes longer than it saves.
+FEW: Final = 16
 
 
 class Received(Protocol):
@@ -125,7 +127,7 @@ class Part:
             self.partition,
             self.batch,
             len(self),
-            {model: np.concatenate(stamps) for model, stamps in born.items()},
+            {model: count_timestamps(np.concatenate(stamps)) for model, stamps in born.items()},
             Counter(refusal.reason.value for refusal in self.refusals.values()),
             [self._example(position, payloads=payloads) for position in nsmallest(EXAMPLES, self.refusals)],
         )
@@ -159,7 +161,7 @@ class Summary:
         partition: the input partition.
         batch: the number of the micro-batch.
         records: how many there are.
-        timestamps: of the records that were answered, by model, Unix milliseconds.
+        timestamps: of the records that were answered, by model, see `count_timestamps`.
         reasons: how many dead letters for each.
         examples: the first of the dead letters, see `Observer.dead_letters_produced`.
     """
@@ -167,6 +169,27 @@ class Summary:
     partition: TopicPartition
     batch: int
     records: int
-    timestamps: dict[str, NDArray[np.int64]]
+    timestamps: dict[str, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
     reasons: Counter[str]
     examples: list[dict[str, object]]
+
+
+def count_timestamps(stamps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Count the records of each millisecond, of which there are few: their latencies cost a third then.
+
+    Args:
+        stamps: Unix milliseconds in any order, -1 where a record has none.
+
+    Returns:
+        Timestamps, and how many records have each; `None` for one each, where counting would gain nothing.
+    """
+    if len(stamps) <= FEW:
+        return stamps[stamps >= 0], None
+    first = stamps.min()
+    if first < 0:
+        return count_timestamps(stamps[stamps >= 0])
+    if stamps.max() - first >= len(stamps):
+        return stamps, None
+    counts = np.bincount(stamps - first)
+    present = np.flatnonzero(counts)
+    return present + first, counts[present]

@@ -259,6 +259,17 @@ def test_observing_a_batch_counts_as_observing_each_value_would(
     assert list(buckets.values()) == sorted(buckets.values())
 
 
+@given(bounds=bounds_lists, values=st.lists(st.tuples(st.floats(-2e6, 2e6), st.integers(0, 1 << 40)), max_size=40))
+def test_values_that_come_often_count_as_often(bounds: list[float], values: list[tuple[float, int]]) -> None:
+    histogram = Histogram("h", "help", bounds)
+    some, counts = np.array(values).reshape(-1, 2).T
+    histogram.observe_all(some, counts=counts.astype(np.int64))
+    buckets, count, total = rendered(histogram)[()]
+    assert count == sum(often for _, often in values)
+    assert all(buckets[bound] == sum(often for value, often in values if value <= bound) for bound in bounds)
+    assert total == pytest.approx(sum(value * often for value, often in values), rel=1e-9, abs=1e-3)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.floats(0, 10), max_size=5)), max_size=8))
 def test_sets_of_labels_are_counted_apart(observed: list[tuple[str, list[float]]]) -> None:
     histogram = Histogram("h", "help", [1.0], ["which"])
@@ -322,10 +333,14 @@ def test_whether_a_batch_was_full_is_one_subtraction(read: Callable[[Metrics], l
 # --- events -----------------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=50))
-def test_under_clock_skew_latencies_are_held_at_zero_and_counted(latencies: list[float]) -> None:
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=50), st.booleans())
+def test_under_clock_skew_latencies_are_held_at_zero_and_counted(latencies: list[float], counted: bool) -> None:  # noqa: FBT001 - a case
     metrics = make()
-    metrics.outputs_acknowledged(0, "default", np.array(latencies))
+    if counted:
+        distinct, counts = np.unique(latencies, return_counts=True)
+        metrics.outputs_acknowledged(0, "default", distinct, counts)
+    else:
+        metrics.outputs_acknowledged(0, "default", np.array(latencies))
     negative = sum(each < 0 for each in latencies)
     assert value(metrics, "softmax_clock_skew_records_total") == negative
     name = "softmax_end_to_end_latency_seconds"
