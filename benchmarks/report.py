@@ -173,7 +173,7 @@ def watched(results: Mapping[str, Any]) -> str:
     """The section on the hour that was watched, in Markdown."""
     alerts = ", ".join(results["alerts"]) or "none"
     text = (
-        f"{results['watched_minutes']:g} minutes at {results['rate']:,} messages a second. Alerts that were"
+        f"{results['watched_minutes']:.3g} minutes at {results['rate']:,} messages a second. Alerts that were"
         f" pending or firing at any time: {alerts}."
     )
     return "\n".join([origin(results), "", text, "", *_plot("dashboard")]).rstrip()
@@ -185,6 +185,8 @@ def publish(results: Mapping[str, Any]) -> None:
         write_docs("latency", latency(results))
     elif "minutes" in results:
         write_docs("soak", soak(results))
+        if "watched" in results:
+            publish({**results["watched"], "command": results["command"], "machine": results["machine"]})
     elif "panels" in results:
         write_docs("watched", watched(results))
     else:

@@ -1,11 +1,12 @@
 """Does it last? The service runs for an hour at a share of what it can carry: its memory, its lag, its latency.
 
-    scripts/soak --json soak.json --write-docs
+    scripts/soak --watch --json soak.json --write-docs
 
 What it can carry is measured first, for a minute, under the same loader, which sends whenever it may. Then the loader
 keeps to its rate. In both it stays a bounded number of bytes ahead of the outputs, so that the topics, which keep
 little, never drop a record that has not been read. A portion's age is counted from before it was sent until the looks
-at the output's ends, every 20 ms, have found all of it.
+at the output's ends, every 20 ms, have found all of it. With `--watch` Prometheus scrapes the service meanwhile, with
+the deployed rules, and alerts that come are written down (`watched.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import signal
 import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -30,6 +32,7 @@ from benchmarks.kafka import DEAD_LETTER_BYTES, EndOffsets, committed, create_to
 from benchmarks.load import Filler, Messages
 from benchmarks.processes import BenchmarkError, MeasuredProcess
 from benchmarks.programs import SERVICE, Place, service_command, service_environment
+from benchmarks.watched import Watch, free_port
 from service.broker import Broker, BrokerConfig
 
 if TYPE_CHECKING:
@@ -181,10 +184,11 @@ class Soak:
                 raise BenchmarkError(f"No output for {STALLED_SECONDS} s:\n{self._process.tail()}")
 
 
-async def soak(bootstrap: str, classes: int, seconds: float, share: float) -> dict[str, Any]:
-    """Soak the service on a running broker, at a share of what it can carry."""
+async def soak(bootstrap: str, classes: int, seconds: float, share: float, *, watched: bool) -> dict[str, Any]:
+    """Soak the service on a running broker, at a share of what it can carry; watch it, if asked to."""
     messages = Messages(classes)
     ahead = max(2 * PORTION, AHEAD_BYTES // messages.mean_bytes)
+    port = free_port()
     place = Place(bootstrap, "soak-input", "soak-output", "soak-dead-letters", GROUP)
     await create_topic(bootstrap, place.input_topic, RETENTION)
     await create_topic(bootstrap, place.output_topic, RETENTION)
@@ -193,11 +197,12 @@ async def soak(bootstrap: str, classes: int, seconds: float, share: float) -> di
         Filler(bootstrap, place.input_topic, messages) as filler,
         EndOffsets(bootstrap, place.output_topic) as output,
     ):
-        with MeasuredProcess(SERVICE, service_command(), service_environment(place)) as process:
+        given = {**service_environment(place), "SOFTMAX_HTTP__PORT": str(port)}
+        with MeasuredProcess(SERVICE, service_command(), given) as process:
             run = Soak(process, filler, output, ahead)
             capacity = await run.capacity(min(CAPACITY_SECONDS, seconds))
             print(f"It carries {capacity:,.0f} messages a second; now {share:.0%} of that", flush=True)
-            await run.run(seconds, share * capacity)
+            seen = await _run(run, seconds, share * capacity, port if watched else None)
             waiting = await run.look()
             await run.drain()
             peak_rss = process.peak_rss()
@@ -217,9 +222,21 @@ async def soak(bootstrap: str, classes: int, seconds: float, share: float) -> di
         "cpu_seconds": end.cpu_seconds,
         "peak_rss": peak_rss,
         **_trend(run.samples),
+        **seen,
         "minutes": _minutes(run),
         "samples": [asdict(sample) for sample in run.samples],
     }
+
+
+async def _run(run: Soak, seconds: float, rate: float, port: int | None) -> dict[str, Any]:
+    """Run the load; return what Prometheus has seen of the service that listens on `port`, if it is to look."""
+    if port is None:
+        await run.run(seconds, rate)
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with Watch(Path(folder), port) as watch:
+            await run.run(seconds, rate)
+        return {"watched": {"watched_minutes": seconds / 60, "rate": round(rate), **watch.seen}}
 
 
 def _trend(samples: list[Sample]) -> dict[str, float]:
@@ -251,16 +268,17 @@ def _minutes(run: Soak) -> list[dict[str, float]]:
     return minutes
 
 
-def execute(classes: int, minutes: float, share: float) -> dict[str, Any]:
+def execute(classes: int, minutes: float, share: float, *, watched: bool) -> dict[str, Any]:
     """Start a broker, soak, and return everything that is to be known about it."""
     on_tmpfs = machine.fits_in_memory(LOG_BYTES)
     about = machine.describe(on_tmpfs=on_tmpfs)
     machine.warn_if_busy(about["load_before"])
     config = BrokerConfig(benchmark=True, tmpfs=on_tmpfs, properties=BROKER_PROPERTIES)
     with Broker(config, progress=print) as broker:
-        figures = asyncio.run(soak(broker.bootstrap_servers, classes, minutes * 60, share))
+        figures = asyncio.run(soak(broker.bootstrap_servers, classes, minutes * 60, share, watched=watched))
+    options = f"--minutes {minutes:g} --classes {classes} --share {share:g}{' --watch' if watched else ''}"
     return {
-        "command": f"scripts/soak --minutes {minutes:g} --classes {classes} --share {share:g}",
+        "command": f"scripts/soak {options}",
         "machine": about,
         "versions": own_versions("softmax-service", "aiokafka", "msgpack", "numpy", "uvloop"),
         **figures,
@@ -281,6 +299,8 @@ def show(results: dict[str, Any]) -> None:
     )
     print(f"waiting when the load ended: {results['lag_at_end_of_load']} of {results['outputs']}")
     print(f"not committed after the stop: {results['uncommitted_after_stop']}")
+    if "watched" in results:
+        print(f"alerts: {', '.join(results['watched']['alerts']) or 'none'}")
 
 
 def main() -> None:
@@ -291,11 +311,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="how long (60)")
     parser.add_argument("--classes", type=int, default=100, help="logits in a message (100)")
     parser.add_argument("--share", type=float, default=0.7, help="of what it can carry (0.7)")
+    parser.add_argument("--watch", action="store_true", help="with Prometheus and the deployed alerts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--write-docs", action="store_true", help="put the section into docs/performance.md")
     given = parser.parse_args()
     try:
-        results = execute(given.classes, given.minutes, given.share)
+        results = execute(given.classes, given.minutes, given.share, watched=given.watch)
     except BenchmarkError as error:
         sys.exit(f"soak: {error}")
     show(results)

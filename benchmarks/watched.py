@@ -24,7 +24,7 @@ import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import yaml
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DEPLOY: Final = Path(__file__).parent.parent / "deploy"
 DASHBOARD: Final = DEPLOY / "grafana" / "dashboards" / "softmax-service.json"
 SECONDS_BETWEEN_LOOKS: Final = 15.0
-START_SECONDS: Final = 60.0
+START_SECONDS: Final = 120.0
 # Points of a panel's series: more would not be seen.
 POINTS: Final = 200
 VARIABLES: Final = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
@@ -59,21 +59,21 @@ class Prometheus:
             return json.load(response)["data"]
 
     def wait(self, process: MeasuredProcess) -> None:
-        """Wait until it answers.
+        """Wait until it has seen the service, and no alert is left of the time before.
 
         Raises:
-            BenchmarkError: it never does.
+            BenchmarkError: it never has.
         """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             process.check()
             try:
-                self.get("query", query="1")
+                if self.get("query", query="softmax_ready == 1")["result"] and not self.get("alerts")["alerts"]:
+                    return
             except OSError:
-                time.sleep(0.1)
-            else:
-                return
-        raise BenchmarkError(f"Prometheus does not answer:\n{process.tail()}")
+                pass
+            time.sleep(0.1)
+        raise BenchmarkError(f"Prometheus does not see a healthy service:\n{process.tail()}")
 
 
 def free_port() -> int:
@@ -135,20 +135,73 @@ def _named(legend: str, labels: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
 
 
-async def watch(prometheus: Prometheus, processes: list[MeasuredProcess], minutes: float) -> list[str]:
-    """Look at the alerts until the time is over; those that were ever pending or firing, with which of it."""
-    seen: set[str] = set()
-    deadline = time.monotonic() + 60 * minutes
-    while (left := deadline - time.monotonic()) > 0:
-        for process in processes:
-            process.check()
-        alerts = (await asyncio.to_thread(prometheus.get, "alerts"))["alerts"]
-        new = {f"{alert['labels']['alertname']} {alert['state']}" for alert in alerts} - seen
-        for alert in sorted(new):
-            print(f"{60 * minutes - left:7.1f} s  {alert}", flush=True)
-        seen |= new
-        await asyncio.sleep(min(left, SECONDS_BETWEEN_LOOKS))
-    return sorted(seen)
+class Watch:
+    """While entered, a Prometheus with the deployed rules scrapes a service and is asked for its alerts.
+
+    Attributes:
+        seen: afterwards, `alerts` that were ever pending or firing, with which of it, and `panels`.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        """Start nothing yet; keep its data in `folder`, scrape `port` of the loopback interface."""
+        self.seen: dict[str, Any] = {}
+        listen = f"127.0.0.1:{free_port()}"
+        self._prometheus = Prometheus(f"http://{listen}")
+        self._process = MeasuredProcess("prometheus", prometheus_command(folder, f"127.0.0.1:{port}", listen), {})
+        self._since = 0.0
+        self._alerts: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start Prometheus, and look at its alerts from time to time."""
+        self._process.__enter__()
+        try:
+            await asyncio.to_thread(self._prometheus.wait, self._process)
+        except BaseException:
+            self._process.__exit__(None, None, None)
+            raise
+        self._since = time.time()
+        self._looking = asyncio.create_task(self._look())
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        """Ask for what the dashboard shows of the time, if all went well; end Prometheus."""
+        try:
+            if self._looking is not None:
+                self._looking.cancel()
+                await asyncio.wait({self._looking})
+                if not self._looking.cancelled():
+                    self._looking.result()
+            if kind is None:
+                shown = await asyncio.to_thread(panels, self._prometheus, self._since, time.time())
+                self.seen = {"alerts": sorted(self._alerts), "panels": shown}
+        finally:
+            self._process.__exit__(None, None, None)
+
+    async def _look(self) -> None:
+        while True:
+            self._process.check()
+            alerts = (await asyncio.to_thread(self._prometheus.get, "alerts"))["alerts"]
+            new = {f"{alert['labels']['alertname']} {alert['state']}" for alert in alerts} - self._alerts
+            for alert in sorted(new):
+                print(f"{time.time() - self._since:7.1f} s  {alert}", flush=True)
+            self._alerts |= new
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+async def watch(folder: Path, port: int, processes: list[MeasuredProcess], minutes: float) -> dict[str, Any]:
+    """Watch a running service that listens on `port`; return what was seen.
+
+    Raises:
+        BenchmarkError: a process ended.
+    """
+    async with Watch(folder, port) as watching:
+        deadline = time.monotonic() + 60 * minutes
+        while (left := deadline - time.monotonic()) > 0:
+            for process in processes:
+                process.check()
+            await asyncio.sleep(min(left, SECONDS_BETWEEN_LOOKS))
+    return watching.seen
 
 
 def execute(minutes: float, rate: int) -> dict[str, Any]:
@@ -156,23 +209,16 @@ def execute(minutes: float, rate: int) -> dict[str, Any]:
     about = machine.describe(on_tmpfs=True)
     with Broker(BrokerConfig(tmpfs=True), progress=print) as broker, tempfile.TemporaryDirectory() as folder:
         place = Place(broker.bootstrap_servers, "logits", "probabilities", "logits.dead-letter", "softmax-service")
-        port, listen = free_port(), f"127.0.0.1:{free_port()}"
+        port = free_port()
         given = {**service_environment(place), "SOFTMAX_HTTP__PORT": str(port)}
         service = [sys.executable, "-m", "service"]
         subprocess.run([*service, "topics", "create"], env=given, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 - ours
         load = [*service, "produce", "--rate", str(rate), "--classes", "10"]
-        prometheus = Prometheus(f"http://{listen}")
         with (
             MeasuredProcess(SERVICE, service_command(), given) as served,
             MeasuredProcess("load", load, given) as loading,
-            MeasuredProcess(
-                "prometheus", prometheus_command(Path(folder), f"127.0.0.1:{port}", listen), {}
-            ) as watching,
         ):
-            prometheus.wait(watching)
-            since = time.time()
-            alerts = asyncio.run(watch(prometheus, [served, loading, watching], minutes))
-            shown = panels(prometheus, since, time.time())
+            seen = asyncio.run(watch(Path(folder), port, [served, loading], minutes))
             loading.stop()
             served.stop()
     return {
@@ -180,8 +226,7 @@ def execute(minutes: float, rate: int) -> dict[str, Any]:
         "machine": about,
         "watched_minutes": minutes,
         "rate": rate,
-        "alerts": alerts,
-        "panels": shown,
+        **seen,
     }
 
 
