@@ -33,8 +33,12 @@ class RefusalLimits:
         # By partition: up to which offset it was counted, so that records that are read again do not count twice.
         self._seen: dict[TopicPartition, int] = {}
         self._runs: dict[TopicPartition, int] = {}
+        # Records and refusals of each part, and the sums of both: there may be as many parts as records.
         self._window: deque[tuple[int, int]] = deque()
+        self._records = self._bad = 0
         self._reasons: Counter[str] = Counter()
+        # By reason, one that was refused for it lately.
+        self._examples: dict[str, str] = {}
 
     def check(self, parts: Sequence[Part]) -> None:
         """Count transformed records.
@@ -44,13 +48,18 @@ class RefusalLimits:
         """
         for part in parts:
             offsets = part.frames.offsets[part.start : part.stop]
-            new = offsets >= self._seen.get(part.partition, 0)
-            if not new.any():
+            again = int(np.searchsorted(offsets, self._seen.get(part.partition, 0)))
+            if again == len(offsets):
                 continue
-            refused = self._refused(part)[new]
             self._seen[part.partition] = int(offsets[-1]) + 1
-            self._check_run(part, refused)
-            self._check_ratio(part, len(refused), int(refused.sum()))
+            refusals = 0
+            if part.refusals:
+                refused = self._refused(part)[again:]
+                self._check_run(part, refused)
+                refusals = int(refused.sum())
+            else:
+                self._runs[part.partition] = 0
+            self._check_ratio(len(offsets) - again, refusals)
 
     def forget(self) -> None:
         """Other partitions are ours now."""
@@ -59,10 +68,16 @@ class RefusalLimits:
 
     def _refused(self, part: Part) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         refused = np.zeros(len(part), bool)
-        for position, refusal in part.refusals.items():
+        examples: dict[str, str] = {}
+        for position, refusal in sorted(part.refusals.items()):
             if self._tombstones_count or refusal.reason is not Reason.NULL_VALUE:
                 refused[position - part.start] = True
-                self._reasons[refusal.reason.value] += 1
+                reason = refusal.reason.value
+                self._reasons[reason] += 1
+                if reason not in examples:
+                    where = f"{_name(part)} @{int(part.frames.offsets[position])}"
+                    examples[reason] = f"{where} for {reason}: {refusal.detail}"
+        self._examples |= examples
         return refused
 
     def _check_run(self, part: Part, refused: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
@@ -75,28 +90,24 @@ class RefusalLimits:
             longest = self._runs[part.partition] = before + len(refused)
         longest = max(longest, self._runs[part.partition])
         if self._max_run and longest >= self._max_run:
-            raise self._error(part, f"{longest} records in a row of {_name(part)} are refused", "dead_letter_max_run")
+            raise self._error(f"{longest} records in a row of {_name(part)} are refused", "dead_letter_max_run")
 
-    def _check_ratio(self, part: Part, records: int, refused: int) -> None:
+    def _check_ratio(self, records: int, refused: int) -> None:
         self._window.append((records, refused))
-        total, bad = (sum(column) for column in zip(*self._window, strict=True))
-        if total >= WINDOW and bad > self._max_ratio * total:
-            problem = f"{bad} of the last {total} records are refused"
-            raise self._error(part, problem, "dead_letter_max_ratio")
-        while total - self._window[0][0] >= WINDOW:
-            gone, _ = self._window.popleft()
-            total -= gone
+        self._records += records
+        self._bad += refused
+        if self._records >= WINDOW and self._bad > self._max_ratio * self._records:
+            problem = f"{self._bad} of the last {self._records} records are refused"
+            raise self._error(problem, "dead_letter_max_ratio")
+        while self._records - self._window[0][0] >= WINDOW:
+            gone, gone_bad = self._window.popleft()
+            self._records -= gone
+            self._bad -= gone_bad
 
-    def _error(self, part: Part, problem: str, limit: str) -> DeadLetterLimitError:
+    def _error(self, problem: str, limit: str) -> DeadLetterLimitError:
         ((reason, count),) = self._reasons.most_common(1)
-        example = next(
-            ((position, r) for position, r in sorted(part.refusals.items()) if r.reason.value == reason),
-            next(iter(part.refusals.items())),
-        )
-        position, refusal = example
         return DeadLetterLimitError(
-            f"{problem}, most for {reason} ({count}); for example {_name(part)} @{int(part.frames.offsets[position])}"
-            f" for {refusal.reason.value}: {refusal.detail}",
+            f"{problem}, most for {reason} ({count}); for example {self._examples[reason]}",
             f"See what writes the input; limits.{limit} is the limit",
         )
 

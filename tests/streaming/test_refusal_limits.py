@@ -104,3 +104,30 @@ def test_tombstones_that_are_no_dead_letters_do_not_count() -> None:
         limits(tombstones=tombstones).check([part(A, 0, [True] * (2 * RUN), Reason.NULL_VALUE)])
     with pytest.raises(DeadLetterLimitError):
         limits().check([part(A, 0, [True] * (2 * RUN), Reason.NULL_VALUE)])
+
+
+@given(st.lists(st.tuples(st.integers(1, WINDOW), st.floats(0, 1)), min_size=1, max_size=12), st.floats(0.05, 0.95))
+def test_the_share_is_that_of_the_last_parts_that_fill_the_window(shape: list[tuple[int, float]], ratio: float) -> None:
+    """The same as sums, made anew each time, over the last parts without which the window is not full."""
+    limit, at, window = limits(run=0, ratio=ratio), 0, list[tuple[int, int]]()
+    for size, share in shape:
+        bad = round(size * share)
+        window.append((size, bad))
+        total, refused = (sum(column) for column in zip(*window, strict=True))
+        ends = total >= WINDOW and refused > ratio * total
+        try:
+            limit.check([part(A, at, [True] * bad + [False] * (size - bad))])
+        except DeadLetterLimitError:
+            assert ends
+            return
+        assert not ends
+        at += size
+        while sum(records for records, _ in window[1:]) >= WINDOW:
+            del window[0]
+
+
+def test_a_good_part_may_be_the_one_that_fills_the_window() -> None:
+    limit = limits(run=0, ratio=0.5)
+    limit.check([part(A, 0, [True] * (WINDOW - 1))])
+    with pytest.raises(DeadLetterLimitError, match=r"9999 of the last 10000 .* @0 for nan: a word"):
+        limit.check([part(A, WINDOW, [False])])
