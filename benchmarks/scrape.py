@@ -18,6 +18,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks import machine, report
+from service import memory
 from service.observability.http import HttpServer
 from service.observability.metrics import OPERATIONS, PATHS, Metrics
 from service.observability.status import STAGES, Status
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--write-docs", action="store_true", help="write them into docs/performance.md")
     options = parser.parse_args()
+    memory.collect_garbage_seldom()  # as the service does
     figures = {
         "command": f"scripts/bench scrape --partitions {options.partitions} --models {options.models}",
         "machine": machine.describe(on_tmpfs=False),

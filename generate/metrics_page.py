@@ -122,8 +122,8 @@ USES: Final = {
         "histogram_quantile(0.99, sum by (le) (rate(softmax_event_loop_lag_seconds_bucket[5m])))",
     ),
     "prediction_confidence": Use(
-        "A model's outputs change their nature: it drifts, or what it is fed does. A sample of a few records, at most a "
-        "hundred times a second; off with `metrics.predictions: false`.",
+        "A model's outputs change their nature: it drifts, or what it is fed does. A sample of a few records, at most "
+        "twenty times a second; off with `metrics.predictions: false`.",
         "rate(softmax_prediction_confidence_sum[1h]) / rate(softmax_prediction_confidence_count[1h])",
     ),
     "prediction_entropy": Use(
