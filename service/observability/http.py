@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8, UNDERSCORES
 
 from service.errors import ConfigurationError
 
@@ -119,6 +120,10 @@ class HttpServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        if isinstance(encode, partial) and encode.keywords.get("escaping") == UNDERSCORES:
+            # The same bytes, as no name of ours has anything to escape; but the library would look at each character
+            # of each sample's name, for half of the time.
+            encode = partial(encode, escaping=ALLOWUTF8)
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
     async def _livez(self, _: web.Request) -> web.Response:

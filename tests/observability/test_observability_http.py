@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+import numpy as np
 import prometheus_client.openmetrics.parser
 import prometheus_client.parser
 import pytest
 from aiohttp import web
+from prometheus_client.exposition import choose_encoder
 
 from service.errors import ConfigurationError, ExitCode
 from service.observability.http import PAGE, HttpServer
@@ -120,6 +122,22 @@ async def test_metrics_are_openmetrics_for_who_asks_for_it(accept: str) -> None:
         for sample in family.samples
     }
     assert samples["softmax_rebalances_total"] == 3
+
+
+@pytest.mark.parametrize("accept", [OPENMETRICS, "application/openmetrics-text", "text/plain;version=1.0.0"])
+async def test_what_is_shown_is_what_the_library_would_show(accept: str) -> None:
+    """Byte for byte, but for those lines that tell of the process and change by themselves."""
+    async with serving() as served:
+        served.metrics.outputs_acknowledged(0, 'a "model"\\\n\N{GREEK SMALL LETTER ALPHA}', np.array([0.1, 2.0]))
+        answer = await ask(f"{served.address}/metrics", Accept=accept)
+        encode, _ = choose_encoder(accept)
+        expected = encode(served.metrics.registry).decode()
+    assert len(ours(expected)) > 100
+    assert ours(answer.text) == ours(expected)
+
+
+def ours(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not re.match("(# [A-Z]+ )?(process|python)_", line)]
 
 
 async def test_metrics_are_those_of_the_moment() -> None:
