@@ -46,7 +46,7 @@ async def verify(bootstrap: str, input_topic: str, output_topic: str, ends: Sequ
     compared = 0
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, max_partition_fetch_bytes=1 << 16)
     async with consumer:
-        for number in range(PARTITIONS):
+        for number in range(len(ends)):
             pair = TopicPartition(input_topic, number), TopicPartition(output_topic, number)
             consumer.assign(pair)
             for place, count in _places(ends[number]):
@@ -61,7 +61,9 @@ async def verify(bootstrap: str, input_topic: str, output_topic: str, ends: Sequ
     return compared
 
 
-async def verify_committed(bootstrap: str, input_topic: str, output_topic: str, program: Program) -> tuple[int, int]:
+async def verify_committed(
+    bootstrap: str, input_topic: str, output_topic: str, program: Program, partitions: int = PARTITIONS
+) -> tuple[int, int]:
     """Count the outputs that a reader of committed records sees, and compare some of them with their inputs.
 
     The n-th of them in a partition is that of the n-th input: between their offsets stand the markers of transactions.
@@ -75,7 +77,7 @@ async def verify_committed(bootstrap: str, input_topic: str, output_topic: str, 
     count = compared = 0
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, max_partition_fetch_bytes=1 << 16)
     async with consumer:
-        for number in range(PARTITIONS):
+        for number in range(partitions):
             source = TopicPartition(input_topic, number)
             consumer.assign([source])
             following = 0
