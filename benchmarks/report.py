@@ -37,7 +37,7 @@ HEADINGS: Final = (
     "peak MiB",
 )
 _LEFT: Final = {"program"}
-# What docs/sizing.md computes what it carries of, and two clusters that differ in one respect.
+# The cluster of docs/sizing.md's example, and two that differ in one respect.
 EXAMPLE: Final = Cluster(
     brokers=3, broker_cores=4, replication=3, instances=6, instance_cores=1, partitions=60, gigabits=10
 )
@@ -209,9 +209,10 @@ def scale_out(results: Mapping[str, Any]) -> str:
         f" {results['messages']:,} messages; then, anew, at {rate} messages a second, which came one by one. They share"
         " the machine's cores with the broker, so the rate does not tell what more machines would carry, but the"
         " processor time that all instances together need for a message does. “All consumed” is the time from the start"
-        " of the processes to the first output of the last partition, with Kafka's default of 3 s in which a new group"
-        " gathers; memory is the most that any instance took in any round. In each turn the outputs were counted and a"
-        " sample of them compared: a turn with an output that is missing, repeated or wrong has no figures."
+        " of the processes to the first output of the last partition; for a second of it the broker lets a new group"
+        " gather, and for another if more members come (Kafka's default is three). Memory is the most that any instance"
+        " took in any round. In each turn the outputs were counted and, on the backlog, a sample compared: if one is"
+        " missing, repeated or wrong the turn has no figures."
     )
     headings = [
         "guarantee",
@@ -280,7 +281,7 @@ def _costs(results: Mapping[str, Any]) -> list[str]:
     if not results["costs"]:
         return []
     about = (
-        f"What a message costs ({results['costs_guarantee']}, the dearest of the rows above; one replica, and nobody"
+        f"What a message costs (`{results['costs_guarantee']}`, the dearest of the rows above; one replica, and nobody"
         " who reads the outputs). [Sizing](sizing.md#what-a-cluster-carries) computes with it what a cluster carries."
     )
     rows = [[letter, what, f"{results['costs'][name]:.{digits}f}"] for name, (letter, what, digits) in COSTS.items()]

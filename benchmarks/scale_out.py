@@ -17,64 +17,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import signal
 import statistics
 import sys
 import time
-import uuid
 from collections import defaultdict
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
 from aiokafka import AIOKafkaConsumer
 
 from benchmarks import machine, report
 from benchmarks.capacity import PER, Costs
 from benchmarks.environments import own_versions
-from benchmarks.kafka import DEAD_LETTER_BYTES, EndOffsets, create_topic, delete_topic, partitions
+from benchmarks.groups import PARTITIONS, Group, Stand
+from benchmarks.kafka import EndOffsets, partitions
 from benchmarks.latency import answer, cpu_shares, traffic
 from benchmarks.load import Filler, Messages
-from benchmarks.processes import BenchmarkError, MeasuredProcess
+from benchmarks.processes import BenchmarkError
 from benchmarks.programs import EXACTLY_ONCE, PROGRAMS, SERVICE, Place
+from benchmarks.scaled_storms import RATE, storms
 from benchmarks.throughput import REST_SECONDS, SECONDS_BETWEEN_LOOKS, STALLED_SECONDS, START_OF_SPAN, settled
 from benchmarks.traffic import FLUSH_SECONDS
 from benchmarks.verification import verify, verify_committed
-from chaos import report as chaos_report
-from chaos.cluster import ClusterError
-from chaos.fleet import FleetError
-from chaos.ledger import LedgerError
-from chaos.readers import ReaderError
-from chaos.storm import Options, storm
 from service.broker import Broker, BrokerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-    from chaos.storm import Outcome
-
-AT_LEAST_ONCE: Final = "at_least_once"
 # By guarantee, the program that works so.
-GUARANTEES: Final = {AT_LEAST_ONCE: SERVICE, "exactly_once": EXACTLY_ONCE}
+GUARANTEES: Final = {"at_least_once": SERVICE, "exactly_once": EXACTLY_ONCE}
 INSTANCES: Final = (1, 2, 4)
-PARTITIONS: Final = 12
 CLASSES: Final = 100
-MESSAGES: Final = 1_000_000
+MESSAGES: Final = 800_000
 QUICK_MESSAGES: Final = 60_000
-START_SECONDS: Final = 60
-SECONDS_BETWEEN_PROBES: Final = 0.1
-STORM_RATE: Final = 1000
 # Of a record in a batch, beside key and value: lengths, attributes, offset and timestamp.
 FRAMING_BYTES: Final = 10
+# Of each partition, where outputs are compared: its first and last ones, and some between.
+PLACES: Final = 3
 SAMPLED_SECONDS: Final = 10
 BROKER_PROPERTIES: Final = {
     # Removed logs free their memory soon, or those of several turns would add up.
     "log.segment.delete.delay.ms": "500",
-    # Kafka's default, unlike that of our broker: instances that start together join together.
-    "group.initial.rebalance.delay.ms": "3000",
+    # So long a new group gathers, and again when another member has come: instances that start together join together.
+    "group.initial.rebalance.delay.ms": "1000",
 }
 
 
@@ -176,89 +164,6 @@ class Look:
     broker: float
 
 
-class Stand:
-    """A running broker, of whose processor time is known."""
-
-    def __init__(self, broker: Broker) -> None:
-        """Observe it."""
-        self.bootstrap = broker.bootstrap_servers
-        self._observed = psutil.Process(broker.pid)
-
-    def cpu_seconds(self) -> float:
-        """Processor time so far."""
-        times = self._observed.cpu_times()
-        return times.user + times.system
-
-    @asynccontextmanager
-    async def topic(self, kind: str) -> AsyncIterator[str]:
-        """A new topic; removed afterwards."""
-        name = f"{kind}-{uuid.uuid4().hex[:8]}"
-        large = {"max.message.bytes": DEAD_LETTER_BYTES} if kind == "dead-letters" else {}
-        await create_topic(self.bootstrap, name, large, PARTITIONS)
-        try:
-            yield name
-        finally:
-            await delete_topic(self.bootstrap, name)
-
-
-class Group:
-    """Instances of the service that work together, started at once."""
-
-    def __init__(self, stack: ExitStack, guarantee: str, instances: int, place: Place) -> None:
-        """Start them; they end with the stack, if they have not before."""
-        program = PROGRAMS[GUARANTEES[guarantee]]
-        environment = {**program.environment(place), "SOFTMAX_LOG__FORMAT": "json"}
-        self.started = time.monotonic()
-        self.members = [
-            stack.enter_context(MeasuredProcess(f"instance {number}", program.command(), environment))
-            for number in range(1, instances + 1)
-        ]
-
-    def check(self) -> None:
-        """See that all run.
-
-        Raises:
-            BenchmarkError: one has ended.
-        """
-        for member in self.members:
-            member.check()
-
-    def cpu_seconds(self) -> float:
-        """Processor time of all of them so far."""
-        return sum(member.cpu_seconds() for member in self.members)
-
-    def assignments(self) -> list[list[int]]:
-        """By instance, how many partitions it got in each of its assignments."""
-        return [assignments(member.tail(1 << 20)) for member in self.members]
-
-    async def balanced(self) -> None:
-        """Wait until each has its share of the partitions.
-
-        Raises:
-            BenchmarkError: it does not come to that.
-        """
-        deadline = time.monotonic() + START_SECONDS
-        while any(not had or had[-1] != PARTITIONS // len(self.members) for had in self.assignments()):
-            self.check()
-            if time.monotonic() > deadline:
-                raise BenchmarkError(f"no even assignment: {self.assignments()}\n{self.members[0].tail()}")
-            await asyncio.sleep(SECONDS_BETWEEN_PROBES)
-
-    async def stop(self) -> None:
-        """Stop all at once.
-
-        Raises:
-            BenchmarkError: one did not end in order.
-        """
-        await asyncio.gather(*(asyncio.to_thread(member.stop) for member in self.members))
-
-
-def assignments(log: str) -> list[int]:
-    """How many partitions an instance got in each assignment that its log tells of."""
-    lines = (json.loads(line) for line in log.splitlines() if line.startswith("{") and line.endswith("}"))
-    return [len(line["partitions"]) for line in lines if line.get("event") == "assigned"]
-
-
 async def watch(group: Group, stand: Stand, output: EndOffsets, messages: int) -> tuple[Look, Look, float]:
     """Look until the outputs are complete; the first and the last look of the span, and `consumed_seconds`.
 
@@ -300,7 +205,7 @@ async def count_and_verify(place: Place, guarantee: str, output: EndOffsets, mes
         written, verified = await verify_committed(place.bootstrap, source, target, program, PARTITIONS)
     else:
         ends = await output.each()
-        written, verified = sum(ends), await verify(place.bootstrap, source, target, ends, program)
+        written, verified = sum(ends), await verify(place.bootstrap, source, target, ends, program, PLACES)
     if written != messages:
         raise BenchmarkError(f"{written} outputs for {messages} inputs")
     return verified
@@ -324,7 +229,7 @@ async def backlog_run(stand: Stand, backlog: Backlog, guarantee: str, instances:
     async with stand.topic("output") as topic, EndOffsets(stand.bootstrap, topic, PARTITIONS) as output:
         place = Place(stand.bootstrap, backlog.topic, topic, backlog.dead_letters, f"group-{topic}")
         with ExitStack() as stack:
-            group = Group(stack, guarantee, instances, place)
+            group = Group(stack, PROGRAMS[GUARANTEES[guarantee]], instances, place)
             first, last, consumed = await watch(group, stand, output, backlog.messages)
             peak = max(member.peak_rss() for member in group.members)
             await settled(output)
@@ -353,10 +258,13 @@ async def steady_run(stand: Stand, plan: Plan, guarantee: str, instances: int, t
         BenchmarkError: they did not do what they should.
     """
     async with AsyncExitStack() as stack:
-        names = [await stack.enter_async_context(stand.topic(kind)) for kind in ("input", "output", "dead-letters")]
-        place = Place(stand.bootstrap, *names, f"group-{names[1]}")
-        output = await stack.enter_async_context(EndOffsets(stand.bootstrap, names[1], PARTITIONS))
-        group = Group(stack.enter_context(ExitStack()), guarantee, instances, place)
+        source, target, dead_letters = [
+            await stack.enter_async_context(stand.topic(kind)) for kind in ("input", "output", "dead-letters")
+        ]
+        place = Place(stand.bootstrap, source, target, dead_letters, f"group-{target}")
+        output = await stack.enter_async_context(EndOffsets(stand.bootstrap, target, PARTITIONS))
+        program = PROGRAMS[GUARANTEES[guarantee]]
+        group = Group(stack.enter_context(ExitStack()), program, instances, place)
         await group.balanced()
         sending = await stack.enter_async_context(
             traffic("send", stand.bootstrap, place.input_topic, plan.rate, plan.seconds, CLASSES, PARTITIONS)
@@ -366,9 +274,8 @@ async def steady_run(stand: Stand, plan: Plan, guarantee: str, instances: int, t
             sent = (await answer(sending))["sent"]
         await settled(output)
         await group.stop()
-        program = PROGRAMS[GUARANTEES[guarantee]]
         if program.transactional:
-            written, _ = await verify_committed(stand.bootstrap, names[0], names[1], program, PARTITIONS)
+            written, _ = await verify_committed(stand.bootstrap, source, target, program, PARTITIONS)
         else:
             written = await output.total()
         if written != sent:
@@ -406,7 +313,7 @@ class Measurement:
         backlog: turns on the backlog.
         steady: turns at the low rate.
         failures: a line for each turn without figures.
-        fills: the broker's processor seconds for 100,000 messages that were written.
+        fill: the broker's processor seconds for 100,000 messages that were written.
         input_bytes: of a message.
         output_bytes: of an output.
     """
@@ -416,7 +323,7 @@ class Measurement:
         self.backlog: list[BacklogRun] = []
         self.steady: list[SteadyRun] = []
         self.failures: list[str] = []
-        self.fills: list[float] = []
+        self.fill = 0.0
         self.input_bytes = 0.0
         self.output_bytes = 0.0
         self._stand, self._plan = stand, plan
@@ -431,12 +338,14 @@ class Measurement:
                 # The broker's code is still being compiled: the first half, and a turn on it, are not counted.
                 await fill(stand, filler, half)
                 await self._sample(Backlog(topic, dead_letters, half))
-                self.fills.append(await fill(stand, filler, plan.messages - half))
+                self.fill = await fill(stand, filler, plan.messages - half)
             whole = Backlog(topic, dead_letters, plan.messages)
             for turn in range(1, plan.rounds + 1):
                 for guarantee in plan.guarantees:
                     for instances in INSTANCES:
                         await self._backlog_turn(whole, guarantee, instances, turn)
+        # Single messages take other ways through the broker, so its code is compiled once more: round 0 is not counted.
+        await self._steady_turn(plan.guarantees[0], 1, 0)
         for turn in range(1, plan.rounds + 1):
             for guarantee in plan.guarantees:
                 for instances in INSTANCES:
@@ -449,7 +358,7 @@ class Measurement:
         async with stand.topic("output") as topic, EndOffsets(stand.bootstrap, topic, PARTITIONS) as output:
             place = Place(stand.bootstrap, backlog.topic, topic, backlog.dead_letters, f"group-{topic}")
             with ExitStack() as stack:
-                group = Group(stack, AT_LEAST_ONCE, 1, place)
+                group = Group(stack, PROGRAMS[SERVICE], 1, place)
                 await watch(group, stand, output, backlog.messages)
                 await group.stop()
             self.output_bytes = await record_bytes(stand.bootstrap, topic)
@@ -476,7 +385,8 @@ class Measurement:
         except (BenchmarkError, TimeoutError) as error:
             self._fail(f"{guarantee}, {instances} at {self._plan.rate} a second, round {turn}", error)
         else:
-            self.steady.append(run)
+            if turn:
+                self.steady.append(run)
             print(
                 f"  round {turn} {guarantee:<14} {instances} at {self._plan.rate} a second"
                 f"  CPU {100 * run.cpu_share:5.1f} %, the broker {100 * run.broker_cpu_share:5.1f} %",
@@ -488,99 +398,51 @@ class Measurement:
         print(f"  {self.failures[-1]}", flush=True)
 
 
-def summarise(measured: Measurement) -> list[dict[str, Any]]:
+def summarise(backlog_runs: Sequence[BacklogRun], steady_runs: Sequence[SteadyRun]) -> list[dict[str, Any]]:
     """Medians by guarantee and number of instances; what was not measured is `None`."""
     backlog: defaultdict[tuple[str, int], list[BacklogRun]] = defaultdict(list)
     steady: defaultdict[tuple[str, int], list[SteadyRun]] = defaultdict(list)
-    for run in measured.backlog:
+    for run in backlog_runs:
         backlog[run.guarantee, run.instances].append(run)
-    for low in measured.steady:
+    for low in steady_runs:
         steady[low.guarantee, low.instances].append(low)
 
     def median(runs: Sequence[object], name: str) -> float | None:
         return statistics.median(getattr(run, name) for run in runs) if runs else None
 
-    rows = []
-    for key in sorted({*backlog, *steady}):
-        runs, at_rate = backlog[key], steady[key]
-        rows.append(
-            {
-                "guarantee": key[0],
-                "instances": key[1],
-                "rate": median(runs, "rate"),
-                "lowest_rate": min((run.rate for run in runs), default=None),
-                "highest_rate": max((run.rate for run in runs), default=None),
-                **{name: median(runs, name) for name in ("cpu_seconds", "broker_cpu_seconds", "consumed_seconds")},
-                "peak_rss": max((run.peak_rss for run in runs), default=None),
-                **{name: median(at_rate, name) for name in ("cpu_share", "broker_cpu_share")},
-            }
-        )
-    return rows
+    return [
+        {
+            "guarantee": guarantee,
+            "instances": instances,
+            "rate": median(runs, "rate"),
+            "lowest_rate": min((run.rate for run in runs), default=None),
+            "highest_rate": max((run.rate for run in runs), default=None),
+            **{name: median(runs, name) for name in ("cpu_seconds", "broker_cpu_seconds", "consumed_seconds")},
+            "peak_rss": max((run.peak_rss for run in runs), default=None),
+            **{name: median(at_rate, name) for name in ("cpu_share", "broker_cpu_share")},
+        }
+        for guarantee, instances in sorted({*backlog, *steady})
+        for runs, at_rate in [(backlog[guarantee, instances], steady[guarantee, instances])]
+    ]
 
 
-def costs(measured: Measurement, rows: Sequence[dict[str, Any]], guarantee: str) -> Costs | None:
+def costs(
+    rows: Sequence[dict[str, Any]], guarantee: str, write: float, record_bytes: tuple[float, float]
+) -> Costs | None:
     """What a message costs, by the dearest of the numbers of instances; `None` if that was not measured.
 
     Rounded as they are printed: what docs/sizing.md computes from them can be computed from the page.
     """
     ours = [row for row in rows if row["guarantee"] == guarantee and row["cpu_seconds"] is not None]
-    if not ours or not measured.fills:
+    if not ours:
         return None
     return Costs(
         service=round(max(row["cpu_seconds"] for row in ours), 3),
-        write=round(statistics.median(measured.fills), 3),
+        write=round(write, 3),
         serve=round(max(row["broker_cpu_seconds"] for row in ours), 3),
-        input_bytes=round(measured.input_bytes),
-        output_bytes=round(measured.output_bytes),
+        input_bytes=round(record_bytes[0]),
+        output_bytes=round(record_bytes[1]),
     )
-
-
-def storm_options(guarantee: str, seconds: float) -> Options:
-    """A storm of nothing but changes of the group's size."""
-    return Options(
-        guarantee,
-        minutes=seconds / 60,
-        instances=1,
-        rate=STORM_RATE,
-        faults=("scale",),
-        partitions=PARTITIONS,
-    )
-
-
-def storm_row(outcome: Outcome) -> dict[str, Any]:
-    """What a storm has shown; of the two readers' findings the larger ones."""
-    tallies = outcome.verdict.readers.values()
-    return {
-        "guarantee": outcome.options.guarantee,
-        "seconds": outcome.seconds,
-        "messages": outcome.messages,
-        "scaled": len(outcome.strikes),
-        **{
-            name: max(getattr(tally, name) for tally in tallies)
-            for name in ("lost", "duplicated", "reordered", "corrupted")
-        },
-        "disagreements": outcome.verdict.disagreements,
-        "longest_stall_seconds": outcome.verdict.longest_stall_s,
-        "sound": outcome.is_sound,
-    }
-
-
-async def storms(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
-    """Scale up and down under load; a row for each guarantee, and a line for each that proved nothing."""
-    rows, failures = [], []
-    for guarantee in plan.guarantees if plan.storm_seconds else ():
-        print(f"\n{guarantee}: scaling up and down for {plan.storm_seconds:g} s", flush=True)
-        try:
-            outcome = await storm(storm_options(guarantee, plan.storm_seconds), lambda line: print(f"  {line}"))
-        except (ClusterError, FleetError, LedgerError, ReaderError) as error:
-            failures.append(f"{guarantee}, scaling up and down: {error}")
-            print(f"  {failures[-1]}", flush=True)
-            continue
-        print(chaos_report.table(outcome), flush=True)
-        rows.append(storm_row(outcome))
-        if outcome.is_sound:
-            shutil.rmtree(outcome.logs)
-    return rows, failures
 
 
 def execute(plan: Plan) -> dict[str, Any]:
@@ -596,12 +458,12 @@ def execute(plan: Plan) -> dict[str, Any]:
     with Broker(config, progress=print) as broker:
         measured = Measurement(Stand(broker), plan)
         asyncio.run(measured.run())
-    scaled, failures = asyncio.run(storms(plan))
-    rows = summarise(measured)
+    scaled, failures = asyncio.run(storms(plan.guarantees if plan.storm_seconds else [], plan.storm_seconds))
+    rows = summarise(measured.backlog, measured.steady)
     if not rows:
         raise BenchmarkError("No turn has a figure")
     guarantee = plan.guarantees[0]
-    found = costs(measured, rows, guarantee)
+    found = costs(rows, guarantee, measured.fill, (measured.input_bytes, measured.output_bytes))
     return {
         "command": plan.command(),
         "quick": plan.quick,
@@ -616,9 +478,10 @@ def execute(plan: Plan) -> dict[str, Any]:
         "costs_guarantee": guarantee,
         "costs": asdict(found) if found else None,
         "storms": scaled,
-        "storm_rate": STORM_RATE,
+        "storm_rate": RATE,
         "failures": [*measured.failures, *failures],
-        "runs": [asdict(run) for run in (*measured.backlog, *measured.steady)],
+        "backlog_runs": [asdict(run) for run in measured.backlog],
+        "steady_runs": [asdict(run) for run in measured.steady],
     }
 
 
@@ -637,11 +500,16 @@ def _plan() -> tuple[Plan, argparse.Namespace]:
         default=list(GUARANTEES),
         help=f"of {','.join(GUARANTEES)}, which are both measured by default; the costs are those of the first",
     )
-    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"of the backlog ({MESSAGES})")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each number of instances (3)")
+    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"of the backlog ({MESSAGES:,})")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each number of instances (2)")
     parser.add_argument("--rate", type=int, default=2000, help="messages a second of the turns at a low rate (2000)")
-    parser.add_argument("--seconds", type=float, default=6, help="how long these last (6)")
-    parser.add_argument("--storm-seconds", type=float, default=24, help="of scaling up and down; 0 for none (24)")
+    parser.add_argument("--seconds", type=float, default=5, help="how long these last (5)")
+    parser.add_argument(
+        "--storm-seconds",
+        type=float,
+        default=10,
+        help="of scaling up and down, which is done at least once; 0 for none (10)",
+    )
     parser.add_argument("--quick", action="store_true", help="one round, few messages: does it work at all?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument(
