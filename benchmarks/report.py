@@ -202,10 +202,11 @@ def watched(results: Mapping[str, Any]) -> str:
 
 def scale_out(results: Mapping[str, Any]) -> str:
     """The section on scaling out, in Markdown, with its heading."""
-    rate = f"{results['steady_rate']:,}"
+    rate, rounds = f"{results['steady_rate']:,}", results["planned_rounds"]
     about = (
-        f"K = {results['classes']}, {results['partitions']} partitions, medians of {results['planned_rounds']} rounds,"
-        " the numbers of instances taking turns. All instances were started at once on a backlog of"
+        f"K = {results['classes']}, {results['partitions']} partitions, medians of {rounds}"
+        f" {'round' if rounds == 1 else 'rounds'}, the numbers of instances taking turns. All"
+        " instances were started at once on a backlog of"
         f" {results['messages']:,} messages; then, anew, at {rate} messages a second, which came one by one. They share"
         " the machine's cores with the broker, so the rate does not tell what more machines would carry, but the"
         " processor time that all instances together need for a message does. “All consumed” is the time from the start"
@@ -231,13 +232,13 @@ def scale_out(results: Mapping[str, Any]) -> str:
             row["guarantee"],
             str(row["instances"]),
             _figure(row["rate"], ",.0f"),
-            f"{_figure(row['lowest_rate'], ',.0f')} to {_figure(row['highest_rate'], ',.0f')}",
+            f"{row['lowest_rate']:,.0f} to {row['highest_rate']:,.0f}" if row["rate"] else "",
             _figure(row["cpu_seconds"], ".3f"),
             _figure(row["broker_cpu_seconds"], ".3f"),
             _figure(row["peak_rss"] and row["peak_rss"] / MIB, ".0f"),
             _figure(row["consumed_seconds"], ".1f"),
-            _figure(row["cpu_share"], ".0%"),
-            _figure(row["broker_cpu_share"], ".0%"),
+            _percent(row["cpu_share"]),
+            _percent(row["broker_cpu_share"]),
         ]
         for row in results["scale_out"]
     ]
@@ -315,7 +316,7 @@ def cluster(costs: Costs) -> str:
         f" {EXAMPLE.brokers} brokers with {EXAMPLE.broker_cores:g} cores each, a replication of {EXAMPLE.replication},"
         f" {EXAMPLE.gigabits:g} Gbit/s for each machine, {EXAMPLE.readers} reader of the outputs;"
         f" {EXAMPLE.instances_missing} instance and {EXAMPLE.brokers_missing} broker may be missing, and"
-        f" {EXAMPLE.share:.0%} of everything is to be used. In messages a second:"
+        f" {_percent(EXAMPLE.share)} of everything is to be used. In messages a second:"
     )
     return "\n".join(
         [
@@ -337,6 +338,10 @@ def _thousands(rate: float) -> str:
 
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
 
 
 def publish(results: Mapping[str, Any]) -> None:

@@ -55,6 +55,8 @@ MESSAGES: Final = 800_000
 QUICK_MESSAGES: Final = 60_000
 # Of a record in a batch, beside key and value: lengths, attributes, offset and timestamp.
 FRAMING_BYTES: Final = 10
+# A share of the rate: what is measured at another one is not comparable.
+LEAST_RATE_KEPT: Final = 0.95
 # Of each partition, where outputs are compared: its first and last ones, and some between.
 PLACES: Final = 3
 SAMPLED_SECONDS: Final = 10
@@ -138,6 +140,7 @@ class SteadyRun:
         round: from 1.
         cpu_share: processor seconds a second, of all instances.
         broker_cpu_share: the same of the broker.
+        rate_kept: messages a second that the sender managed.
     """
 
     guarantee: str
@@ -145,6 +148,7 @@ class SteadyRun:
     round: int
     cpu_share: float
     broker_cpu_share: float
+    rate_kept: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,16 +275,18 @@ async def steady_run(stand: Stand, plan: Plan, guarantee: str, instances: int, t
         )
         shares = await cpu_shares(sending, [group.cpu_seconds, stand.cpu_seconds], plan.seconds)
         async with asyncio.timeout(plan.seconds + FLUSH_SECONDS):
-            sent = (await answer(sending))["sent"]
+            said = await answer(sending)
         await settled(output)
         await group.stop()
         if program.transactional:
             written, _ = await verify_committed(stand.bootstrap, source, target, program, PARTITIONS)
         else:
             written = await output.total()
-        if written != sent:
-            raise BenchmarkError(f"{written} outputs for {sent} inputs at {plan.rate} a second")
-    return SteadyRun(guarantee, instances, turn, *shares)
+        if written != said["sent"]:
+            raise BenchmarkError(f"{written} outputs for {said['sent']} inputs")
+        if said["rate"] < LEAST_RATE_KEPT * plan.rate:
+            raise BenchmarkError(f"the sender managed {said['rate']:,.0f} messages a second only")
+    return SteadyRun(guarantee, instances, turn, *shares, said["rate"])
 
 
 async def fill(stand: Stand, filler: Filler, messages: int) -> float:
