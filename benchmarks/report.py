@@ -438,7 +438,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def main() -> None:
     """Write a section of the document from a file of figures."""
     parser = argparse.ArgumentParser(description="Write a section of docs/performance.md from kept figures.")
-    parser.add_argument("figures", type=Path, help="a file that throughput.py or soak.py wrote with --json")
+    parser.add_argument("figures", type=Path, help="a file that a benchmark wrote with --json")
     publish(json.loads(parser.parse_args().figures.read_text(encoding="utf-8")))
 
 

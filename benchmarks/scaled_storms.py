@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any, Final
 
+from confluent_kafka import KafkaException
+
 from benchmarks.groups import PARTITIONS
 from chaos import report
 from chaos.cluster import ClusterError
@@ -12,6 +14,7 @@ from chaos.fleet import FleetError
 from chaos.ledger import LedgerError
 from chaos.readers import ReaderError
 from chaos.storm import Options, storm
+from service.broker import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +61,9 @@ async def storms(guarantees: Sequence[str], seconds: float) -> tuple[list[dict[s
     for guarantee in guarantees:
         print(f"\n{guarantee}: scaling up and down for {seconds:g} s", flush=True)
         try:
-            outcome = await storm(storm_options(guarantee, seconds), lambda line: print(f"  {line}"))
-        except (ClusterError, FleetError, LedgerError, ReaderError) as error:
+            outcome = await storm(storm_options(guarantee, seconds), lambda line: print(f"  {line}", flush=True))
+        except (BrokerError, KafkaException, ClusterError, FleetError, LedgerError, ReaderError) as error:
+            # What was measured before is still worth writing down.
             failures.append(f"{guarantee}, scaling up and down: {error}")
             print(f"  {failures[-1]}", flush=True)
             continue
