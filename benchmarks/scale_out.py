@@ -273,7 +273,7 @@ async def steady_run(stand: Stand, plan: Plan, guarantee: str, instances: int, t
         sending = await stack.enter_async_context(
             traffic("send", stand.bootstrap, place.input_topic, plan.rate, plan.seconds, CLASSES, PARTITIONS)
         )
-        shares = await cpu_shares(sending, [group.cpu_seconds, stand.cpu_seconds], plan.seconds)
+        ours, the_brokers = await cpu_shares(sending, [group.cpu_seconds, stand.cpu_seconds], plan.seconds)
         async with asyncio.timeout(plan.seconds + FLUSH_SECONDS):
             said = await answer(sending)
         await settled(output)
@@ -286,7 +286,7 @@ async def steady_run(stand: Stand, plan: Plan, guarantee: str, instances: int, t
             raise BenchmarkError(f"{written} outputs for {said['sent']} inputs")
         if said["rate"] < LEAST_RATE_KEPT * plan.rate:
             raise BenchmarkError(f"the sender managed {said['rate']:,.0f} messages a second only")
-    return SteadyRun(guarantee, instances, turn, *shares, said["rate"])
+    return SteadyRun(guarantee, instances, turn, ours, the_brokers, said["rate"])
 
 
 async def fill(stand: Stand, filler: Filler, messages: int) -> float:

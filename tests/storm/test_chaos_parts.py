@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from chaos import faults, messages
+from chaos import messages
 from chaos.faults import FAULTS, SIZES, Scene
 from chaos.fleet import Exit
 from chaos.instance import CONTROLS, CONTROLS_VARIABLE, FAILPOINTS, FAILPOINTS_VARIABLE
@@ -161,7 +161,7 @@ async def test_the_group_is_scaled_to_each_size_and_back(count: int, monkeypatch
     async def sleep(_seconds: float) -> None:
         seen.append(sum(member.runs for member in fleet.all))
 
-    monkeypatch.setattr(faults.asyncio, "sleep", sleep)
+    monkeypatch.setattr("chaos.faults.asyncio.sleep", sleep)
     for seed in range(20):
         fleet: Any = Members(count)
         nothing: Any = None
