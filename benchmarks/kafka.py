@@ -16,9 +16,9 @@ PARTITIONS: Final = 4
 DEAD_LETTER_BYTES: Final = 2 << 20
 
 
-def partitions(topic: str) -> list[TopicPartition]:
+def partitions(topic: str, count: int = PARTITIONS) -> list[TopicPartition]:
     """The partitions of a topic of ours."""
-    return [TopicPartition(topic, number) for number in range(PARTITIONS)]
+    return [TopicPartition(topic, number) for number in range(count)]
 
 
 @contextlib.asynccontextmanager
@@ -31,15 +31,17 @@ async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
         await admin.close()
 
 
-async def create_topic(bootstrap: str, name: str, configuration: Mapping[str, object] | None = None) -> None:
-    """Create a topic.
+async def create_topic(
+    bootstrap: str, name: str, configuration: Mapping[str, object] | None = None, count: int = PARTITIONS
+) -> None:
+    """Create a topic of so many partitions.
 
     Raises:
         errors.KafkaError: it could not be created.
     """
     settings = {key: str(value) for key, value in (configuration or {}).items()}
     async with _admin(bootstrap) as admin:
-        answer: Any = await admin.create_topics([NewTopic(name, PARTITIONS, 1, topic_configs=settings)])
+        answer: Any = await admin.create_topics([NewTopic(name, count, 1, topic_configs=settings)])
     for _, code, *_rest in answer.topic_errors:
         if code:
             raise errors.for_code(code)(name)
@@ -61,9 +63,9 @@ async def committed(bootstrap: str, group: str) -> int:
 class EndOffsets:
     """Asks for the ends of a topic's partitions."""
 
-    def __init__(self, bootstrap: str, topic: str) -> None:
+    def __init__(self, bootstrap: str, topic: str, count: int = PARTITIONS) -> None:
         """Ask nothing yet."""
-        self._partitions = partitions(topic)
+        self._partitions = partitions(topic, count)
         self._bootstrap = bootstrap
 
     async def __aenter__(self) -> Self:

@@ -34,7 +34,7 @@ from benchmarks.traffic import FLUSH_SECONDS, SILENCE_SECONDS, WARM_UP_SHARE, me
 from service.broker import Broker, BrokerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 CONTROL: Final = "no program"
 DEFAULT_PROGRAMS: Final = (CONTROL, SERVICE, "forwarding", "go-by-hand", "confluent-loop")
@@ -111,7 +111,8 @@ async def _topics(bootstrap: str) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def _traffic(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def traffic(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A sender or a reader of messages (`traffic.py`), which does not outlive the block."""
     command = [sys.executable, "-m", "benchmarks.traffic", *map(str, arguments)]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
@@ -123,12 +124,17 @@ async def _traffic(*arguments: object) -> AsyncIterator[asyncio.subprocess.Proce
             await process.wait()
 
 
-async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:
+async def answer(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    """What a sender or a reader says at its end.
+
+    Raises:
+        BenchmarkError: it has failed.
+    """
     out, words = await process.communicate()
     if process.returncode:
         raise BenchmarkError(words.decode(errors="replace").strip()[-500:])
-    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return answer
+    said: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return said
 
 
 async def _wait_until_it_works(place: Place, process: MeasuredProcess) -> list[int]:
@@ -170,14 +176,14 @@ async def run_program(bootstrap: str, name: str, rate: int, plan: Plan, turn: in
             process = stack.enter_context(MeasuredProcess(name, program.command(), program.environment(place)))
             topic, offsets = place.output_topic, await _wait_until_it_works(place, process)
         places = ",".join(map(str, offsets))
-        reading = await stack.enter_async_context(_traffic("read", bootstrap, topic, places, int(rate * plan.seconds)))
+        reading = await stack.enter_async_context(traffic("read", bootstrap, topic, places, int(rate * plan.seconds)))
         await asyncio.sleep(1)  # the reader has found the partitions
         sending = await stack.enter_async_context(
-            _traffic("send", bootstrap, place.input_topic, rate, plan.seconds, CLASSES)
+            traffic("send", bootstrap, place.input_topic, rate, plan.seconds, CLASSES)
         )
-        cpu_share = await _cpu_share(sending, process, plan.seconds)
+        (cpu_share,) = await cpu_shares(sending, [process.cpu_seconds if process else float], plan.seconds)
         async with asyncio.timeout(plan.seconds + FLUSH_SECONDS + 4 * SILENCE_SECONDS):
-            sent, read = await _answer(sending), await _answer(reading)
+            sent, read = await answer(sending), await answer(reading)
         if process:
             process.stop()
     if not read["read"] == read["distinct"] == sent["sent"]:
@@ -186,8 +192,15 @@ async def run_program(bootstrap: str, name: str, rate: int, plan: Plan, turn: in
     return Run(rate, name, turn, p50, p99, p999, worst, cpu_share, sent["rate"], sent["late_ms"][1])
 
 
-async def _cpu_share(sending: asyncio.subprocess.Process, process: MeasuredProcess | None, seconds: float) -> float:
-    """Processor time of the span whose messages count.
+async def cpu_shares(
+    sending: asyncio.subprocess.Process, clocks: Sequence[Callable[[], float]], seconds: float
+) -> list[float]:
+    """Processor seconds a second in the span whose messages count.
+
+    Args:
+        sending: the sender, just started.
+        clocks: each tells the processor time of something, so far.
+        seconds: how long is sent.
 
     Raises:
         BenchmarkError: the sender did not begin.
@@ -199,9 +212,9 @@ async def _cpu_share(sending: asyncio.subprocess.Process, process: MeasuredProce
     looks = []
     for share in (WARM_UP_SHARE, 1.0):
         await asyncio.sleep(begin + share * seconds - time.monotonic())
-        looks.append((time.monotonic(), process.cpu_seconds() if process else 0.0))
+        looks.append((time.monotonic(), [clock() for clock in clocks]))
     (began, before), (ended, after) = looks
-    return (after - before) / (ended - began)
+    return [(late - early) / (ended - began) for early, late in zip(before, after, strict=True)]
 
 
 async def measure(bootstrap: str, plan: Plan) -> tuple[list[Run], list[str]]:

@@ -60,14 +60,22 @@ class Messages:
 class Filler:
     """Writes messages to a topic, the same number to each partition."""
 
-    def __init__(self, bootstrap: str, topic: str, messages: Messages, batch_records: int | None = None) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        messages: Messages,
+        batch_records: int | None = None,
+        partitions: int = PARTITIONS,
+    ) -> None:
         """Write to nothing yet; then batches of 256 KiB, or of 1 to `batch_records` records each, at random."""
+        self._partitions = partitions
         self._batch_records = batch_records
         self._random = random.Random(0)  # noqa: S311 - the same batches each time
         self._topic = topic
         self._records = messages.records
         # Partitions begin at different places, so that no two hold the same sequence.
-        self._turns = [len(self._records) * partition // PARTITIONS for partition in range(PARTITIONS)]
+        self._turns = [len(self._records) * partition // partitions for partition in range(partitions)]
         self._bootstrap = bootstrap
 
     async def __aenter__(self) -> Self:
@@ -84,7 +92,8 @@ class Filler:
 
     async def send(self, count: int) -> None:
         """Write so many messages, and wait until all are acknowledged."""
-        shares = [count // PARTITIONS + (partition < count % PARTITIONS) for partition in range(PARTITIONS)]
+        each, over = divmod(count, self._partitions)
+        shares = [each + (partition < over) for partition in range(self._partitions)]
         await asyncio.gather(*(self._send_to(partition, share) for partition, share in enumerate(shares) if share))
 
     async def _send_to(self, partition: int, count: int) -> None:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import plots
+from benchmarks.capacity import PER, Cluster, Costs, capacity
 from benchmarks.programs import UNOBSERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 DOCS: Final = Path(__file__).parent.parent / "docs" / "performance.md"
+SIZING: Final = DOCS.with_name("sizing.md")
 MIB: Final = 1 << 20
 SOAK_ROWS: Final = 12
 HEADINGS: Final = (
@@ -33,6 +37,23 @@ HEADINGS: Final = (
     "peak MiB",
 )
 _LEFT: Final = {"program"}
+# The cluster of docs/sizing.md's example, and two that differ in one respect.
+EXAMPLE: Final = Cluster(
+    brokers=3, broker_cores=4, replication=3, instances=6, instance_cores=1, partitions=60, gigabits=10
+)
+VARIANTS: Final = {
+    "the example": EXAMPLE,
+    "with 1 Gbit/s": replace(EXAMPLE, gigabits=1),
+    "with 12 partitions": replace(EXAMPLE, partitions=12),
+}
+# By attribute of `Costs`: its letter in docs/sizing.md, what it is, and how many digits it has.
+COSTS: Final = {
+    "service": ("c", f"core seconds of the instances together for {PER:,} messages", 3),
+    "write": ("w", f"core seconds of the broker for {PER:,} messages that are written to it", 3),
+    "serve": ("s", f"core seconds of the broker for {PER:,} messages that are read, and their outputs written", 3),
+    "input_bytes": ("i", "bytes of a message in its log", 0),
+    "output_bytes": ("o", "bytes of its output", 0),
+}
 
 
 def plain_table(results: Mapping[str, Any]) -> str:
@@ -179,8 +200,156 @@ def watched(results: Mapping[str, Any]) -> str:
     return "\n".join([origin(results), "", text, "", *_plot("dashboard")]).rstrip()
 
 
+def scale_out(results: Mapping[str, Any]) -> str:
+    """The section on scaling out, in Markdown, with its heading."""
+    rate, rounds = f"{results['steady_rate']:,}", results["planned_rounds"]
+    about = (
+        f"K = {results['classes']}, {results['partitions']} partitions, medians of {rounds}"
+        f" {'round' if rounds == 1 else 'rounds'}, the numbers of instances taking turns. All"
+        " instances were started at once on a backlog of"
+        f" {results['messages']:,} messages; then, anew, at {rate} messages a second, which came one by one. They share"
+        " the machine's cores with the broker, so the rate does not tell what more machines would carry, but the"
+        " processor time that all instances together need for a message does. “All consumed” is the time from the start"
+        " of the processes to the first output of the last partition; for a second of it the broker lets a new group"
+        " gather, and for another if more members come (Kafka's default is three). Memory is the most that any instance"
+        " took in any round. In each turn the outputs were counted and, on the backlog, a sample compared: if one is"
+        " missing, repeated or wrong the turn has no figures."
+    )
+    headings = [
+        "guarantee",
+        "instances",
+        "messages/s",
+        "lowest to highest",
+        f"CPU s per {PER:,}",
+        "the broker's",
+        "peak MiB",
+        "all consumed, s",
+        f"CPU at {rate}/s",
+        "the broker's",
+    ]
+    rows = [
+        [
+            row["guarantee"],
+            str(row["instances"]),
+            _figure(row["rate"], ",.0f"),
+            f"{row['lowest_rate']:,.0f} to {row['highest_rate']:,.0f}" if row["rate"] else "",
+            _figure(row["cpu_seconds"], ".3f"),
+            _figure(row["broker_cpu_seconds"], ".3f"),
+            _figure(row["peak_rss"] and row["peak_rss"] / MIB, ".0f"),
+            _figure(row["consumed_seconds"], ".1f"),
+            _percent(row["cpu_share"]),
+            _percent(row["broker_cpu_share"]),
+        ]
+        for row in results["scale_out"]
+    ]
+    lines = [
+        *(["**A quick try, not a measurement.**", ""] if results["quick"] else []),
+        origin(results),
+        "",
+        about,
+        "",
+        _markdown_row(headings),
+        _markdown_row(["---", *["---:"] * (len(headings) - 1)]),
+        *map(_markdown_row, rows),
+        *_failures(results),
+        *_storms(results),
+        *_costs(results),
+    ]
+    return "\n".join(["## Scaling out", "", *lines])
+
+
+def _storms(results: Mapping[str, Any]) -> list[str]:
+    if not results["storms"]:
+        return []
+    headings = ["guarantee", "messages", "scaled", "lost", "repeated", "reordered", "corrupted", "longest stall, s", ""]
+    about = (
+        "While messages came, the group was scaled from one instance to two, four, two and one again, on three brokers,"
+        f" by clean stops and starts ({results['storm_rate']:,} messages a second; the fault `scale` of"
+        " `scripts/chaos`). Two readers looked for every answer ([how](testing.md#storms)); of their counts these are"
+        " the larger ones. “Scaled” is how often all of that was done, and the longest stall the longest time that a"
+        " message waited that was next in its partition."
+    )
+    rows = []
+    for row in results["storms"]:
+        counts = [row[name] for name in ("messages", "scaled", "lost", "duplicated", "reordered", "corrupted")]
+        stall, verdict = f"{row['longest_stall_seconds']:.1f}", "sound" if row["sound"] else "**not sound**"
+        rows.append([row["guarantee"], *(f"{count:,}" for count in counts), stall, verdict])
+    rules = ["---", *["---:"] * (len(headings) - 2), "---"]
+    return ["", about, "", *map(_markdown_row, [headings, rules, *rows])]
+
+
+def _costs(results: Mapping[str, Any]) -> list[str]:
+    if not results["costs"]:
+        return []
+    about = (
+        f"What a message costs (`{results['costs_guarantee']}`, the dearest of the rows above; one replica, and nobody"
+        " who reads the outputs). [Sizing](sizing.md#what-a-cluster-carries) computes with it what a cluster carries."
+    )
+    rows = [[letter, what, f"{results['costs'][name]:.{digits}f}"] for name, (letter, what, digits) in COSTS.items()]
+    return ["", about, "", *map(_markdown_row, [["", "", ""], ["---", "---", "---:"], *rows])]
+
+
+def costs_in(document: str) -> Costs | None:
+    """What a message costs by the text of docs/performance.md; `None` if it does not say so."""
+    _, _, section = document.partition("<!-- begin scale-out -->")
+    section, _, _ = section.partition("<!-- end scale-out -->")
+    found = {
+        name: re.search(rf"^\| {letter} \| {re.escape(what)} \| ([\d.]+) \|$", section, re.MULTILINE)
+        for name, (letter, what, _) in COSTS.items()
+    }
+    figures = {name: float(match[1]) for name, match in found.items() if match}
+    return Costs(**figures) if figures.keys() == COSTS.keys() else None
+
+
+def cluster(costs: Costs) -> str:
+    """The worked example of docs/sizing.md, in Markdown: what a cluster carries, and what changes with one respect."""
+    given = ", ".join(f"{letter} = {getattr(costs, name):.{digits}f}" for name, (letter, _, digits) in COSTS.items())
+    found = {name: capacity(costs, each) for name, each in VARIANTS.items()}
+    carried = found["the example"]
+    bounds = [
+        [bound, *(f"{_thousands(each.bounds[bound])}" for each in found.values())]
+        for bound in next(iter(found.values())).bounds
+    ]
+    text = (
+        f"**Example**, with the costs that [scaling out](performance.md#scaling-out) found: {given}. There are"
+        f" {EXAMPLE.instances} instances with {EXAMPLE.instance_cores:g} core each, {EXAMPLE.partitions} partitions,"
+        f" {EXAMPLE.brokers} brokers with {EXAMPLE.broker_cores:g} cores each, a replication of {EXAMPLE.replication},"
+        f" {EXAMPLE.gigabits:g} Gbit/s for each machine, {EXAMPLE.readers} reader of the outputs;"
+        f" {EXAMPLE.instances_missing} instance and {EXAMPLE.brokers_missing} broker may be missing, and"
+        f" {_percent(EXAMPLE.share)} of everything is to be used. In messages a second:"
+    )
+    return "\n".join(
+        [
+            text,
+            "",
+            _markdown_row(["bound", *found]),
+            _markdown_row(["---", *["---:"] * len(found)]),
+            *map(_markdown_row, bounds),
+            _markdown_row(["**so it carries**", *(f"**{_thousands(each.rate)}**" for each in found.values())]),
+            "",
+            f"The example is bound by its {carried.bound}.",
+        ]
+    )
+
+
+def _thousands(rate: float) -> str:
+    return f"{round(rate, -3):,.0f}"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
 def publish(results: Mapping[str, Any]) -> None:
     """Write the section of docs/performance.md that such results belong to, and draw its plot."""
+    if "scale_out" in results:
+        write_docs("scale-out", scale_out(results))
+        write_docs("cluster", cluster(Costs(**results["costs"])) if results["costs"] else "", SIZING)
+        return  # it has no plot
     if "latency" in results:
         write_docs("latency", latency(results))
     elif "minutes" in results:
@@ -200,19 +369,21 @@ def publish(results: Mapping[str, Any]) -> None:
         plots.draw(figures)
 
 
-def write_docs(section: str, text: str) -> None:
-    """Replace what stands between the markers of a section.
+def write_docs(section: str, text: str, file: Path | None = None) -> None:
+    """Replace what stands between the markers of a section of docs/performance.md, or of another document.
 
     Raises:
         ValueError: the document has no such markers.
     """
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
-    document = DOCS.read_text(encoding="utf-8")
+    file = file or DOCS
+    document = file.read_text(encoding="utf-8")
     before, found, rest = document.partition(begin)
     _, also_found, after = rest.partition(end)
     if not (found and also_found):
-        raise ValueError(f"{DOCS.name} lacks {begin} or {end}")
-    DOCS.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise ValueError(f"{file.name} lacks {begin} or {end}")
+    lines = "\n".join([begin, *([text] if text else []), end])
+    file.write_text(f"{before}{lines}{after}", encoding="utf-8")
 
 
 def _rows(summary: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
@@ -269,7 +440,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def main() -> None:
     """Write a section of the document from a file of figures."""
     parser = argparse.ArgumentParser(description="Write a section of docs/performance.md from kept figures.")
-    parser.add_argument("figures", type=Path, help="a file that throughput.py or soak.py wrote with --json")
+    parser.add_argument("figures", type=Path, help="a file that a benchmark wrote with --json")
     publish(json.loads(parser.parse_args().figures.read_text(encoding="utf-8")))
 
 

@@ -1,6 +1,7 @@
 """Traffic at a fixed rate, and how old it is when it comes out: two processes that benchmarks/latency.py starts.
 
-    traffic.py send SERVERS TOPIC RATE SECONDS CLASSES      traffic.py read SERVERS TOPIC OFFSETS COUNT
+    traffic.py send SERVERS TOPIC RATE SECONDS CLASSES [PARTITIONS]
+    traffic.py read SERVERS TOPIC OFFSETS COUNT
 
 The id of a message is the moment at which it was due, in nanoseconds of the clock that all processes of a machine
 share; a sender that is late does not hide that (no coordinated omission). Each prints lines of JSON.
@@ -51,7 +52,9 @@ def message(due: int, tail: bytes) -> bytes:
     return BEFORE_ID + ID.pack(due) + tail
 
 
-def send(servers: str, topic: str, rate: int, seconds: float, classes: int) -> dict[str, Any]:
+def send(
+    servers: str, topic: str, rate: int, seconds: float, classes: int, partitions: int = PARTITIONS
+) -> dict[str, Any]:
     """Send messages at evenly spaced moments, to the partitions in turn.
 
     Raises:
@@ -76,7 +79,7 @@ def send(servers: str, topic: str, rate: int, seconds: float, classes: int) -> d
             planned = int(begin + number * interval)
             late[number] = now() - planned
             value = message(planned, pool[number % POOL])
-            producer.produce(topic, value, partition=number % PARTITIONS, on_delivery=delivered)
+            producer.produce(topic, value, partition=number % partitions, on_delivery=delivered)
             number += 1
         producer.poll(0)
         time.sleep(max(0.0, (begin + number * interval - now()) / NANO))
@@ -133,7 +136,7 @@ def main() -> None:
     """Send or read."""
     mode, servers, topic, first, second, *third = sys.argv[1:]
     if mode == "send":
-        result = send(servers, topic, int(first), float(second), int(third[0]))
+        result = send(servers, topic, int(first), float(second), *map(int, third))
     else:
         result = read(servers, topic, [int(offset) for offset in first.split(",")], int(second))
     print(json.dumps(result))

@@ -25,7 +25,9 @@ READ_SECONDS: Final = 30
 RELATIVE_TOLERANCE: Final = 1e-5
 
 
-async def verify(bootstrap: str, input_topic: str, output_topic: str, ends: Sequence[int], program: Program) -> int:
+async def verify(
+    bootstrap: str, input_topic: str, output_topic: str, ends: Sequence[int], program: Program, places: int = PLACES
+) -> int:
     """Compare outputs with inputs: the first and the last of each partition, and some at random.
 
     Every program keeps partition and order, so that an output has its input's offset.
@@ -36,6 +38,7 @@ async def verify(bootstrap: str, input_topic: str, output_topic: str, ends: Sequ
         output_topic: filled by the program.
         ends: the number of outputs by partition.
         program: what it promises.
+        places: at how many places of a partition to look, two at least.
 
     Returns:
         How many were compared.
@@ -46,10 +49,10 @@ async def verify(bootstrap: str, input_topic: str, output_topic: str, ends: Sequ
     compared = 0
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, max_partition_fetch_bytes=1 << 16)
     async with consumer:
-        for number in range(PARTITIONS):
+        for number in range(len(ends)):
             pair = TopicPartition(input_topic, number), TopicPartition(output_topic, number)
             consumer.assign(pair)
-            for place, count in _places(ends[number]):
+            for place, count in _places(ends[number], places):
                 for partition in pair:
                     consumer.seek(partition, place)
                 for _ in range(count):
@@ -61,7 +64,9 @@ async def verify(bootstrap: str, input_topic: str, output_topic: str, ends: Sequ
     return compared
 
 
-async def verify_committed(bootstrap: str, input_topic: str, output_topic: str, program: Program) -> tuple[int, int]:
+async def verify_committed(
+    bootstrap: str, input_topic: str, output_topic: str, program: Program, partitions: int = PARTITIONS
+) -> tuple[int, int]:
     """Count the outputs that a reader of committed records sees, and compare some of them with their inputs.
 
     The n-th of them in a partition is that of the n-th input: between their offsets stand the markers of transactions.
@@ -75,7 +80,7 @@ async def verify_committed(bootstrap: str, input_topic: str, output_topic: str, 
     count = compared = 0
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, max_partition_fetch_bytes=1 << 16)
     async with consumer:
-        for number in range(PARTITIONS):
+        for number in range(partitions):
             source = TopicPartition(input_topic, number)
             consumer.assign([source])
             following = 0
@@ -135,11 +140,11 @@ def _as_aiokafka(record: confluent_kafka.Message) -> Any:
     )
 
 
-def _places(end: int) -> list[tuple[int, int]]:
+def _places(end: int, places: int) -> list[tuple[int, int]]:
     """Offsets to begin at, and how many records to read from there."""
     count = min(RECORDS_AT_A_PLACE, end)
     latest = end - count
-    random = np.random.default_rng().integers(0, latest, PLACES - 2, endpoint=True).tolist()
+    random = np.random.default_rng().integers(0, latest, places - 2, endpoint=True).tolist()
     return [(place, count) for place in sorted({0, latest, *random})] if count else []
 
 

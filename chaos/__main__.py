@@ -33,6 +33,7 @@ def main() -> int:
         faults=arguments.faults.split(","),
         control=arguments.control,
         chained=arguments.chained,
+        partitions=arguments.partitions,
     )
     prepare(print)
     try:
@@ -70,6 +71,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--faults", type=_known, default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--control", choices=tuple(CONTROLS), default="", help="a safeguard to switch off")
     parser.add_argument("--chained", action="store_true", help="two services, one reading what the other writes")
+    parser.add_argument("--partitions", type=int, default=6, help="of each topic")
     parser.add_argument("--json", type=Path, help="a file for the outcome")
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from chaos.cluster import Stage
-    from chaos.fleet import Fleet
+    from chaos.fleet import Fleet, Instance
     from chaos.proxy import Relay
 
 Lane = Literal["service", "kafka"]
@@ -22,6 +22,8 @@ Lane = Literal["service", "kafka"]
 SESSION_SECONDS: Final = 6.0
 # An armed instance that does not come by its failpoint is relieved.
 ARMED_SECONDS: Final = 25.0
+# How many instances there are, one size after the other, as an autoscaler would have it.
+SIZES: Final = (1, 2, 4, 2, 1)
 
 
 class Watched(Protocol):
@@ -116,6 +118,34 @@ async def _burst(scene: Scene, random: Random) -> str:
         await asyncio.sleep(stay)
         await extra.stop()
     return ", ".join(f"{stay:.1f} s" for stay in stays)
+
+
+async def _scale(scene: Scene, random: Random) -> str:
+    """The group shrinks and grows to several sizes by clean stops and starts; in the end it is as before.
+
+    Who goes is drawn, be it the group's leader, the oldest or the newest; those who go at the same time do not wait
+    for each other.
+    """
+    regular = scene.fleet.instances
+    extras = [scene.fleet.new(f"extra-{number}") for number in range(max(SIZES) - len(regular))]
+    members = [*regular, *extras]
+    plan = [(size, random.sample(range(len(members)), len(members)), random.uniform(2, 5)) for size in SIZES]
+    for size, order, stay in plan:
+        running = [members[place] for place in order if members[place].runs]
+        resting = [members[place] for place in order if not members[place].runs]
+        await asyncio.gather(*(instance.stop() for instance in running[size:]))
+        await _begin(resting[: max(0, size - len(running))])
+        await asyncio.sleep(stay)
+    await _begin([instance for instance in regular if not instance.runs])
+    await asyncio.gather(*(instance.stop() for instance in extras if instance.runs))
+    return ", ".join(str(size) for size in SIZES)
+
+
+async def _begin(instances: Sequence[Instance]) -> None:
+    for instance in instances:
+        await instance.start()
+    for instance in instances:
+        await instance.joined()
 
 
 async def _failpoint(scene: Scene, random: Random) -> str:
@@ -230,6 +260,7 @@ FAULTS: Final = {
         Fault("pause", "service", clean=False, inflict=_pause),
         Fault("rolling_restart", "service", clean=True, inflict=_rolling_restart),
         Fault("burst", "service", clean=True, inflict=_burst),
+        Fault("scale", "service", clean=True, inflict=_scale),
         Fault("failpoint", "service", clean=False, inflict=_failpoint),
         Fault("kill_broker", "kafka", clean=False, inflict=_kill_broker),
         Fault("freeze_broker", "kafka", clean=False, inflict=_freeze_broker),

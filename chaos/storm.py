@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from chaos.fleet import Exit
     from chaos.verdict import Verdict
 
-PARTITIONS: Final = 6
 # The service alone, before the first fault.
 CALM_SECONDS: Final = 2.0
 # When all has been answered: time to repeat what should not be.
@@ -49,6 +48,7 @@ class Options:
         faults: names of those that are inflicted.
         control: the safeguard that is switched off, or nothing.
         chained: whether two services follow each other, the second reading what the first writes.
+        partitions: of each topic.
         settle_seconds: after the storm, how long to wait for the next answer while some are missing.
     """
 
@@ -60,6 +60,7 @@ class Options:
     faults: Sequence[str] = tuple(FAULTS)
     control: str = ""
     chained: bool = False
+    partitions: int = 6
     settle_seconds: float = 60.0
 
     @property
@@ -116,15 +117,15 @@ async def storm(options: Options, tell: Callable[[str], None]) -> Outcome:
         ReaderError: the outcome could not be read.
         ClusterError: the cluster did not recover.
     """
-    ledger = Ledger(PARTITIONS)
+    ledger = Ledger(options.partitions)
     logs = Path(tempfile.mkdtemp(prefix="softmax-chaos-"))
     tell(f"seed {options.seed}; the logs are in {logs}")
-    async with stage(PARTITIONS) as here:
+    async with stage(options.partitions) as here:
         bare = options.chained
         concurrent, final = (
-            Reader(name, here.direct, ledger, PARTITIONS, bare=bare) for name in ("concurrent", "final")
+            Reader(name, here.direct, ledger, options.partitions, bare=bare) for name in ("concurrent", "final")
         )
-        load = Load(here.direct, ledger, PARTITIONS, options.rate, bare=bare)
+        load = Load(here.direct, ledger, options.partitions, options.rate, bare=bare)
         with concurrent:
             async with Fleet(logs, _settings(options, here), options.instances, options.control) as fleet:
                 async with _loaded(load) as seconds:

@@ -23,6 +23,7 @@ from harness import clean_environment
 from markdown_it import MarkdownIt
 from typer.core import TyperGroup
 
+from benchmarks import report
 from service.cli import app
 from service.settings import load
 
@@ -258,3 +259,11 @@ def test_figures_that_are_cited_are_those_that_were_measured(name: str, section:
     cited = {figure for row in rows for figure in re.findall(r"\b\d+\.\d{2,3}\b|\b\d+,(?!000)\d{3}\b", row)}
     assert cited
     assert {figure for figure in cited if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", measured)} == set()
+
+
+def test_what_a_cluster_carries_is_computed_from_what_was_measured() -> None:
+    """The example is that of the costs on the page of figures; without these there is none."""
+    measured = report.costs_in((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
+    sizing = (ROOT / "docs" / "sizing.md").read_text(encoding="utf-8")
+    example = sizing.split("<!-- begin cluster -->\n")[1].split("<!-- end cluster -->")[0]
+    assert example == (f"{report.cluster(measured)}\n" if measured else "")

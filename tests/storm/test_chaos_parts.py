@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from itertools import islice
+from random import Random
+from typing import Any
 
 import msgpack
 import pytest
 
 from chaos import messages
-from chaos.faults import FAULTS
+from chaos.faults import FAULTS, SIZES, Scene
 from chaos.fleet import Exit
 from chaos.instance import CONTROLS, CONTROLS_VARIABLE, FAILPOINTS, FAILPOINTS_VARIABLE
 from chaos.storm import Options, sequence
@@ -122,10 +124,56 @@ def test_the_seed_determines_the_faults() -> None:
     assert {name for name, _ in drawn("1")[: len(FAULTS)]} == set(FAULTS)
 
 
+class Member:
+    """An instance that only says whether it runs."""
+
+    def __init__(self, *, runs: bool) -> None:
+        self.runs = runs
+
+    async def start(self) -> None:
+        self.runs = True
+
+    async def joined(self) -> None:
+        assert self.runs
+
+    async def stop(self) -> None:
+        assert self.runs
+        self.runs = False
+
+
+class Members:
+    """A fleet of such instances."""
+
+    def __init__(self, count: int) -> None:
+        self.instances = [Member(runs=True) for _ in range(count)]
+        self.all = list(self.instances)
+
+    def new(self, _name: str) -> Member:
+        self.all.append(Member(runs=False))
+        return self.all[-1]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+async def test_the_group_is_scaled_to_each_size_and_back(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many instances there were, and whoever goes: in the end those of before run, and no other."""
+    seen: list[int] = []
+
+    async def sleep(_seconds: float) -> None:
+        seen.append(sum(member.runs for member in fleet.all))
+
+    monkeypatch.setattr("chaos.faults.asyncio.sleep", sleep)
+    for seed in range(20):
+        fleet: Any = Members(count)
+        nothing: Any = None
+        await FAULTS["scale"].inflict(Scene(nothing, fleet, "exactly_once", []), Random(seed))  # noqa: S311 - a seed
+        assert [member for member in fleet.all if member.runs] == fleet.instances
+    assert seen == [*SIZES] * 20
+
+
 def test_repeats_are_allowed_only_where_something_dies() -> None:
     """Exactly once never; at least once not for clean stops and rebalances."""
     assert Options().repeats_allowed
-    assert not Options(faults=("rolling_restart", "burst")).repeats_allowed
+    assert not Options(faults=("rolling_restart", "burst", "scale")).repeats_allowed
     assert not Options(guarantee="exactly_once").repeats_allowed
 
 
