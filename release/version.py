@@ -21,6 +21,7 @@ SOURCE: Final = "service/__init__.py"
 # Where a version stands, as the only group. The source is read by the package's metadata and by the command.
 PLACES: Final[Mapping[str, str]] = {
     SOURCE: r'^__version__ = "([^"]+)"$',
+    "deploy/Dockerfile": r"^ARG VERSION=(\S+)$",
     "docs/asyncapi.yml": r"^  version: (\S+)$",
     "deploy/kubernetes/README.md": r"(?:--image softmax-service:|newTag: )(\S+)",
     "deploy/kubernetes/base/kustomization.yml": r"app\.kubernetes\.io/version: (\S+)",
