@@ -64,8 +64,11 @@ def test_no_other_file_repeats_it() -> None:
         and said.search((ROOT / name).read_text(encoding="utf-8", errors="replace"))
     }
     assert found - KNOWN_PAST <= set(version.PLACES)
-    # The image has no version of its own: who builds it says which.
-    assert "org.opencontainers.image.version" not in (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_image_s_label_takes_it_from_the_argument() -> None:
+    said = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert 'org.opencontainers.image.version="$VERSION"' in said.rpartition("FROM ")[2].partition("ARG VERSION=")[2]
 
 
 @pytest.mark.parametrize("place", version.PLACES)
