@@ -120,5 +120,6 @@ def _lines() -> Iterator[str]:
     yield (
         "Lines of the logger `aiokafka` are the client library's, from `warning` on, each text at most every "
         f"{QUIET_SECONDS:.0f} seconds. It complains about brokers before the service does; nothing needs to be done about "
-        "them alone. With `log.level: debug` it tells more, but never at a level where it would write requests."
+        "them alone. With `log.level: debug` it tells more, but of no library anything below `info` is logged: there whole "
+        "requests would be."
     )

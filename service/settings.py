@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -49,6 +50,9 @@ def _topic_name(name: str) -> str:
 def _servers(servers: str) -> str:
     for server in servers.split(","):
         host, _, port = server.strip().rpartition(":")
+        # Kafka knows no credentials here, but people do: they must not be shown.
+        if "@" in host or "/" in host:
+            raise ValueError("each is host:port alone, without a protocol and without credentials")
         if not host or not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
             raise ValueError(f"{server.strip()!r} is not host:port")
     return servers
@@ -58,6 +62,8 @@ def _http_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("it must be an http or https URL")
+    if parts.username is not None:
+        raise ValueError("it must hold no user name or password, because it is shown")
     return url
 
 
@@ -88,7 +94,14 @@ Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
 class Section(BaseModel):
     """A group of settings: immutable, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        # A validator sees secrets before they are wrapped.
+        hide_input_in_errors=True,
+    )
 
 
 _PASSWORD: Final = ("sasl_username", "sasl_password")
@@ -421,7 +434,7 @@ def _from_environment(environment: Mapping[str, str], sources: dict[tuple[str, .
         if secret != path and SecretStr in getattr(_kind(secret), "__args__", ()):
             if environment_name(".".join(secret)) in environment:
                 raise ConfigurationError(f"Both {environment_name('.'.join(secret))} and {name} are set", "Keep one")
-            path, value = secret, _secret(name, Path(given))
+            path, value = secret, _secret(name, given)
         elif getattr(_kind(path), "__origin__", None) is tuple and given[:1] == "[":
             value = _list(name, given)
         sources[path] = name
@@ -429,11 +442,15 @@ def _from_environment(environment: Mapping[str, str], sources: dict[tuple[str, .
     return tree
 
 
-def _secret(name: str, file: Path) -> str:
+def _secret(name: str, given: str) -> str:
+    file = Path(given)
     try:
         return file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError):
-        raise ConfigurationError(f"{name}: cannot read {file}", "Let it name a readable text file") from None
+        # What is no path may be the secret itself.
+        known = file.is_absolute() and file.parent != Path(file.anchor) and file.parent.is_dir()
+        what = str(file) if known else "the file, whose folder does not exist"
+        raise ConfigurationError(f"{name}: cannot read {what}", "Let it name a readable text file") from None
 
 
 def _list(name: str, given: str) -> Any:
@@ -495,10 +512,15 @@ def _problems(error: ValidationError, sources: Mapping[tuple[str, ...], str], fi
             known = of_models if place[0] == "models" else [*names, *Settings.model_fields]
             close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]} ({environment_name(close[0])})?" if close else ""
-            yield f"  {path or origin[0]} is no setting{hint}{where}"
+            yield f"  {_name_alone(path) or origin[0]} is no setting{hint}{where}"
         else:
             said = problem["msg"].removeprefix("Value error, ")
             yield f"  {path or 'settings'}: {said[:1].lower()}{said[1:]}{where}"
+
+
+def _name_alone(path: str) -> str:
+    """A name as far as it can be one: in `{sasl_password:x}` YAML takes all of it for the name."""
+    return re.split(r"[^\w.-]", path, maxsplit=1)[0]
 
 
 def environment_name(path: str) -> str:

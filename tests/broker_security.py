@@ -33,12 +33,19 @@ class Certificates:
         self.cafile = folder / "ca.pem"
         self._authority.cert_pem.write_to_path(str(self.cafile))
 
-    def client(self, name: str = "softmax") -> tuple[Path, Path]:
-        """A client's certificate and its key."""
+    def client(self, name: str = "softmax", password: str = "") -> tuple[Path, Path]:
+        """A client's certificate and its key, which a password may keep."""
         issued = self._authority.issue_cert(f"{name}@tests.invalid", common_name=name)
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         issued.cert_chain_pems[0].write_to_path(str(certificate))
-        issued.private_key_pem.write_to_path(str(key))
+        kept = issued.private_key_pem.bytes()
+        if password:
+            kept = serialization.load_pem_private_key(kept, None).private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(password.encode()),
+            )
+        key.write_bytes(kept)
         return certificate, key
 
     def properties(self, prefix: str) -> dict[str, str]:

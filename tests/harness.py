@@ -228,6 +228,7 @@ class ServiceProcess:
             defaults["delivery__guarantee"] = guarantee
         self._environment = clean_environment() | environment(**{**defaults, **settings})
         self.program = ["-m", "service"]
+        self.arguments = ["run"]
         if failpoint or control:
             self.program = ["-m", "chaos.instance"]
             self._environment |= {FAILPOINTS_VARIABLE: failpoint, CONTROLS_VARIABLE: control}
@@ -238,7 +239,7 @@ class ServiceProcess:
         """Start it; wait for nothing."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - ours
-                [sys.executable, *self.program, "run"],
+                [sys.executable, *self.program, *self.arguments],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

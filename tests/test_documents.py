@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ import yaml
 from harness import clean_environment
 from markdown_it import MarkdownIt
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from benchmarks import report
 from service.cli import app
@@ -195,13 +197,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_first_hour_shows_what_is_answered(workspace: Path) -> None:
+@pytest.mark.parametrize("page", [FIRST_HOUR, ROOT / "README.md"], ids=named)
+def test_a_page_shows_what_is_answered(page: Path, workspace: Path) -> None:
     """All of it in one shell, which prints a line between the answers."""
     bash = shutil.which("bash")
     assert bash is not None
-    said = [
-        pair for language, _, text in read(FIRST_HOUR).blocks if language == "console" for pair in SESSION.findall(text)
-    ]
+    said = [pair for _, _, text in read(page).blocks if text.startswith("$ ") for pair in SESSION.findall(text)]
     assert said
     script = "echo ----\n".join(command for command, _ in said)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -222,20 +223,28 @@ def test_the_first_hour_shows_what_is_answered(workspace: Path) -> None:
     assert shorter[0] == shorter[1]
 
 
-def test_its_program_and_its_settings_are_right(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_hour_s_program_and_settings_are_right(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     assert load(Path("settings.yaml"), environment={}).models["pets"].classes is None
     ast.parse((workspace / "send.py").read_text(encoding="utf-8"))
 
 
-def test_the_examples_of_the_settings_are_settings(tmp_path: Path) -> None:
+def test_the_examples_of_the_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the first two, as a file and from the environment, are the same."""
+    monkeypatch.chdir(tmp_path)
     loaded = []
     for language, _, text in read(CONFIGURATION).blocks:
         if language == "yaml":
             file = tmp_path / "settings.yaml"
             file.write_text(text, encoding="utf-8")
             loaded.append(load(file, environment={}))
+        elif language == "console":
+            # Its commands, one after another; only the first shows what it answers.
+            session = SESSION.findall(text)
+            said = [CliRunner().invoke(app, shlex.split(command)[1:]).output for command, _ in session]
+            assert said[0] == session[0][1]
+            assert yaml.safe_load(said[1])["kafka"]["group_id"]
+            assert json.loads(said[2])["properties"]
         elif language == "sh":
             exported = re.findall(r"^export (\w+)=(.*)$", text, re.MULTILINE)
             assert len(exported) == text.count("\n")

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 # Repeated events are summed up and told at most this often.
 QUIET_SECONDS: Final = 10.0
+# The logger of this package.
+OURS: Final = "service"
 
 
 def configure(level: str, form: str) -> None:
-    """Send all logs, those of libraries included, to stderr.
+    """Send all logs, those of libraries included, to stderr; of libraries' nothing below `info`.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
@@ -44,11 +46,12 @@ def configure(level: str, form: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_no_library_s_debug)
     handler.addFilter(_Quieten())
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
-    # Below INFO aiokafka writes whole requests, credentials and payloads included.
+    root.setLevel("INFO" if level == "debug" else level.upper())
+    logging.getLogger(OURS).setLevel(level.upper())
     logging.getLogger("aiokafka").setLevel(logging.INFO if level == "debug" else logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     structlog.configure(
@@ -61,6 +64,14 @@ def configure(level: str, form: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _no_library_s_debug(record: logging.LogRecord) -> bool:
+    """Below INFO aiokafka writes whole requests and botocore whole answers, credentials included.
+
+    Whatever level a logger of theirs has been given: the loggers' levels alone would be an opinion.
+    """
+    return record.levelno >= logging.INFO or record.name == OURS
 
 
 class _Quieten(logging.Filter):
@@ -85,7 +96,7 @@ class LogEvents(Observer):
 
     def __init__(self) -> None:
         """Log under the service's name."""
-        self._log = structlog.stdlib.get_logger("service")
+        self._log = structlog.stdlib.get_logger(OURS)
         self._told_at: dict[str, float] = {}
         self._untold: Counter[str] = Counter()
         self._example: dict[str, object] = {}

@@ -38,7 +38,8 @@ def connection(settings: Settings) -> dict[str, Any]:
                 cafile=kafka.ssl_cafile,
                 certfile=kafka.ssl_certfile,
                 keyfile=kafka.ssl_keyfile,
-                password=key_password.get_secret_value() if key_password else None,
+                # None would ask on the terminal for the password of a key that has one.
+                password=key_password.get_secret_value() if key_password else "",
             )
         except (OSError, ValueError) as error:  # a missing file, no certificate in it, a wrong password
             raise ConfigurationError(

@@ -123,9 +123,17 @@ class ClientCredentials(TokenProvider):
                     raise errors.KafkaConnectionError(f"the token endpoint answers {response.status}")
                 if response.status != 200:  # noqa: PLR2004 - OK
                     raise TokenRefusedError(f"the token endpoint answers {response.status}")
-                return _token_of(await response.json(content_type=None))
+                return _token_of(await _json(response))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise errors.KafkaConnectionError(f"the token endpoint cannot be asked: {type(error).__name__}") from error
+
+
+async def _json(response: aiohttp.ClientResponse) -> Any:
+    try:
+        return await response.json(content_type=None)
+    except ValueError:
+        # Neither what it is instead nor the parser's word for it: it may hold what was sent.
+        raise TokenRefusedError("the token endpoint's answer is not JSON") from None
 
 
 def _token_of(answer: Any) -> tuple[str, float]:

@@ -32,12 +32,15 @@ class Endpoint:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.status = 200
         self.answer: Any = None
+        self.text: str | None = None
         self.url = ""
 
     async def take(self, request: web.Request) -> web.Response:
         form = {name: str(value) for name, value in (await request.post()).items()}
         self.asked.append((request.headers["Authorization"], form))
         await asyncio.sleep(0.01)
+        if self.text is not None:
+            return web.Response(text=self.text, content_type="text/html")
         answer = self.answer or {"access_token": f"token-{len(self.asked)}", "expires_in": 100}
         return web.json_response(answer, status=self.status, headers={"Location": "http://127.0.0.1:9/"})
 
@@ -108,6 +111,14 @@ async def test_an_answer_without_a_token_is_a_refusal(answer: object) -> None:
         there.answer = answer
         with pytest.raises(TokenRefusedError, match="holds no access_token"):
             await ClientCredentials(there.url, "me", SECRET).token()
+
+
+async def test_an_answer_that_is_not_json_is_a_refusal_and_not_repeated() -> None:
+    async with endpoint() as there:
+        there.text = f"<html>{SECRET}</html>"
+        with pytest.raises(TokenRefusedError, match="is not JSON") as caught:
+            await ClientCredentials(there.url, "me", SECRET).token()
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("life", [None, 0, -5, "soon"])
