@@ -67,16 +67,15 @@ def test_zizmor_finds_nothing() -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout
-    assert all(f"completed {ROOT / '.github' / 'workflows' / file.name}" in ran.stderr for file in WORKFLOWS), (
-        ran.stderr
-    )
+    # The workflows, and dependabot.yml.
+    assert ran.stderr.count(" completed ") == len(WORKFLOWS) + 1, ran.stderr
 
 
 def test_actions_are_pinned_by_commit_and_the_same_everywhere() -> None:
     uses = [line.strip().removeprefix("- ") for file in WORKFLOWS for line in file.read_text("utf-8").splitlines()]
     uses = [line for line in uses if line.startswith("uses:")]
     assert len(uses) > 10
-    assert [line for line in uses if not PINNED.fullmatch(line) and line != OURS] == []
+    assert [line for line in uses if not PINNED.fullmatch(line) and line.partition(" # ")[0] != OURS] == []
     names = [line.partition("@")[0] for line in set(uses)]
     assert len(names) == len(set(names))
 
@@ -93,11 +92,12 @@ def test_jobs_end_and_have_no_more_rights_than_they_need() -> None:
             # The token of the checkout does not stay where tests and builds could read it.
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"] == {"persist-credentials": False}, name
-    written = {
-        name: {right for right, degree in job.get("permissions", {}).items() if degree == "write"}
-        for name, job in jobs()
-    }
-    assert {name: rights for name, rights in written.items() if rights} == {
+    written: dict[str, set[str]] = {}
+    for name, job in jobs():
+        for right, degree in job.get("permissions", {}).items():
+            if degree == "write":
+                written.setdefault(name, set()).add(right)
+    assert written == {
         "release.yml: image": {"packages", "id-token", "attestations"},
         "release.yml: attest": {"id-token", "attestations"},
         "release.yml: pypi": {"id-token"},
