@@ -94,7 +94,9 @@ def prometheus_command(folder: Path, target: str, listen: str) -> list[str]:
         raise BenchmarkError("Prometheus is missing: apt-get install prometheus")
     settings = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     settings["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in settings["rule_files"]]
-    settings["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+    (scrapes,) = settings["scrape_configs"]
+    del scrapes["dns_sd_configs"]
+    scrapes["static_configs"] = [{"targets": [target]}]
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return [

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zipfile import ZipFile
 
 import yaml
+from go_modules import module_directory, run
 
 from service.broker.installation import cache_directory, locked
 
@@ -43,10 +42,6 @@ MODULES: Final = (
 METADATA: Final = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 
 
-class NotFetchedError(Exception):
-    """A package cannot be had, and why."""
-
-
 def schemas(version: str) -> Path:
     """Return the directory of the schemas for a version of Kubernetes, named as kubeconform's KindSuffix has it.
 
@@ -66,11 +61,9 @@ def schemas(version: str) -> Path:
 
 
 def _make(directory: Path, scratch: Path) -> None:
-    definitions = [
-        definition for module, sum_, files in MODULES for definition in _custom(module, sum_, files, scratch)
-    ]
+    definitions = [definition for module, sum_, files in MODULES for definition in _custom(module, sum_, files)]
     options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--dest", str(scratch)]
-    _run([sys.executable, "-m", "pip", "download", *options, "--requirement", str(LOCK)], scratch)
+    run([sys.executable, "-m", "pip", "download", *options, "--requirement", str(LOCK)], scratch)
     with ZipFile(next(scratch.glob("*.whl"))) as wheel:
         for version in VERSIONS:
             name = f"kubernetes_validate/kubernetes-json-schema/v{version}-local-strict/_definitions.json"
@@ -80,24 +73,10 @@ def _make(directory: Path, scratch: Path) -> None:
                 (directory / version / file.lower()).write_text(json.dumps(schema), encoding="utf-8")
 
 
-def _custom(module: str, sum_: str, files: tuple[str, ...], scratch: Path) -> Iterator[dict[str, Any]]:
-    go = shutil.which("go")
-    if go is None:
-        raise NotFetchedError(f"Go, which fetches {module}, is missing")
-    told = json.loads(_run([go, "mod", "download", "-json", module], scratch))
-    if told["Sum"] != sum_:
-        raise NotFetchedError(f"{module} has the sum {told['Sum']}, not {sum_}")
+def _custom(module: str, sum_: str, files: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    directory = module_directory(module, sum_)
     for file in files:
-        yield yaml.safe_load(Path(told["Dir"], file).read_text(encoding="utf-8"))
-
-
-def _run(command: list[str], directory: Path) -> str:
-    done = subprocess.run(  # noqa: S603 - pip and Go, for what is pinned above
-        command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise NotFetchedError(f"{' '.join(command[:4])} failed: {(done.stderr or done.stdout).strip()[-500:]}")
-    return done.stdout
+        yield yaml.safe_load((directory / file).read_text(encoding="utf-8"))
 
 
 def _core(known: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
+from go_modules import NotFetchedError, module_directory
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it ships no types
 
 from service.settings import load
 
@@ -19,6 +25,11 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parent.parent
 COMPOSE: Final = ROOT / "docker-compose.yml"
 DOCKERFILE: Final = ROOT / "deploy" / "Dockerfile"
+# The compose specification's schema lies in the module that docker compose itself reads files with.
+SPECIFICATION: Final = (
+    "github.com/compose-spec/compose-go/v2@v2.16.2",
+    "h1:pTp1DqQwJzFd85GzlWsSszKA1ABrV/ySqsClujIcWA8=",
+)
 
 needs_compose = pytest.mark.skipif(not COMPOSE.exists(), reason="docker-compose.yml is not there yet")
 needs_dockerfile = pytest.mark.skipif(not DOCKERFILE.exists(), reason="deploy/Dockerfile is not there yet")
@@ -69,7 +80,7 @@ def test_the_helper_reads_defaults_of_variables() -> None:
 
 @needs_compose
 def test_the_stack_is_kafka_its_topics_and_the_service() -> None:
-    assert {"kafka", "topics", "softmax"} <= set(services())
+    assert set(services()) == {"kafka", "topics", "softmax", "load", "prometheus", "grafana"}
     assert "version" not in compose()  # obsolete: compose warns
 
 
@@ -87,6 +98,18 @@ def test_every_key_is_one_of_the_compose_specification() -> None:
     for name, service in services().items():
         assert {key for key in service if not key.startswith("x-")} <= known, name
         assert "image" in service or "build" in service, name
+
+
+@needs_compose
+def test_the_file_keeps_to_the_compose_specification_s_schema_and_that_would_tell() -> None:
+    try:
+        file = module_directory(*SPECIFICATION) / "schema" / "compose-spec.json"
+    except NotFetchedError as error:
+        pytest.skip(f"no schema: {error}")
+    validator = Draft202012Validator(json.loads(file.read_text(encoding="utf-8")))
+    assert [error.message for error in validator.iter_errors(compose())] == []
+    mistaken = json.loads(json.dumps(compose()).replace('"retries"', '"retires"', 1))
+    assert not validator.is_valid(mistaken)
 
 
 @needs_compose
@@ -134,7 +157,7 @@ def has_health_check(name: str) -> bool:
 
 
 @needs_compose
-@pytest.mark.parametrize("name", ["kafka", "softmax"])
+@pytest.mark.parametrize("name", ["kafka", "softmax", "load", "prometheus", "grafana"])
 def test_what_runs_for_good_has_a_health_check(name: str) -> None:
     assert has_health_check(name)
 
@@ -178,6 +201,80 @@ def test_what_the_stack_mounts_or_builds_from_is_there() -> None:
                 assert (ROOT / source).exists(), f"{name}: {source}"
 
 
+# --- watched ----------------------------------------------------------------------------------
+
+
+def mounts(name: str) -> dict[str, Path]:
+    """What a service is shown, by where it sees it."""
+    found = {}
+    for volume in services()[name].get("volumes", ()):
+        source, target, *options = str(volume).split(":")
+        assert options == ["ro"], volume
+        found[target] = ROOT / source
+    return found
+
+
+def test_prometheus_is_given_its_configuration_and_finds_each_container_of_the_service() -> None:
+    service = services()["prometheus"]
+    (file,) = [word.partition("=")[2] for word in service["command"] if word.startswith("--config.file=")]
+    folder, _, name = file.rpartition("/")
+    configuration = yaml.safe_load((mounts("prometheus")[folder] / name).read_text(encoding="utf-8"))
+    assert all((mounts("prometheus")[folder] / rules).is_file() for rules in configuration["rule_files"])
+    (scrapes,) = configuration["scrape_configs"]
+    (found,) = scrapes["dns_sd_configs"]
+    assert set(found["names"]) <= set(services())
+    (port,) = services()[found["names"][0]]["ports"]
+    assert _default(port).rpartition(":")[2] == str(found["port"])
+    # The name that its alerts know, as a string in them.
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r'job="([^"]+)"', alerts)) == {scrapes["job_name"]}
+
+
+def test_grafana_is_given_the_source_and_the_dashboard_where_it_looks() -> None:
+    seen = mounts("grafana")
+    provisioning = {target.rpartition("/")[2]: folder for target, folder in seen.items() if "/provisioning/" in target}
+    (source,) = yaml.safe_load((provisioning["datasources"] / "prometheus.yml").read_text(encoding="utf-8"))[
+        "datasources"
+    ]
+    ((host, port),) = re.findall(r"^http://(\w+):(\d+)$", source["url"])
+    assert _default(services()[host]["ports"][0]).endswith(f":{port}")
+    (provider,) = yaml.safe_load(next(provisioning["dashboards"].glob("*.yml")).read_text(encoding="utf-8"))[
+        "providers"
+    ]
+    boards = seen[provider["options"]["path"]]
+    home, _, name = environment_of("grafana")["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].rpartition("/")
+    board = json.loads((seen[home] / name).read_text(encoding="utf-8"))
+    assert (boards / name).is_file()
+    # Its source is chosen on the page, and the provisioned one is the first: the default.
+    asked = set(re.findall(r'"uid": "([^"]+)"', json.dumps([panel.get("datasource") for panel in board["panels"]])))
+    assert asked <= {"${datasource}", source["uid"]}
+    (choice,) = [each for each in board["templating"]["list"] if each["name"] == "datasource"]
+    assert (choice["query"], source["type"], source["isDefault"]) == ("prometheus", "prometheus", True)
+
+
+def test_grafana_lets_look_without_a_login_and_asks_nobody_else() -> None:
+    given = environment_of("grafana")
+    assert (given["GF_AUTH_ANONYMOUS_ENABLED"], given["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
+    assert given["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert {value for name, value in given.items() if name.startswith(("GF_ANALYTICS_", "GF_NEWS_"))} == {"false"}
+
+
+# --- without Docker ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("without", "code", "word"), [("", 1, "failed"), ("docker", 0, "skipped")])
+def test_a_machine_without_docker_is_excused_only_if_it_is_said_to_be_so(without: str, code: int, word: str) -> None:
+    given = {"SOFTMAX_TEST_REQUIRE_ALL": "1", "SOFTMAX_TEST_WITHOUT": without, "DOCKER_HOST": "unix:///nowhere"}
+    test = "tests/containers/test_image.py::test_its_labels_say_what_it_is"
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-q", test]
+    ran = subprocess.run(  # noqa: S603 - this interpreter
+        command, cwd=ROOT, env={**os.environ, **given}, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ran.returncode == code, ran.stdout
+    assert f"1 {word}" in ran.stdout or f"1 {word.replace('failed', 'error')}" in ran.stdout
+    assert "install Docker Engine" in ran.stdout
+
+
 # --- image ------------------------------------------------------------------------------------
 
 
@@ -193,6 +290,17 @@ def instructions() -> list[tuple[str, str]]:
 def last_stage() -> list[tuple[str, str]]:
     start = max(number for number, (name, _) in enumerate(instructions()) if name == "FROM")
     return instructions()[start:]
+
+
+@needs_dockerfile
+def test_hadolint_has_nothing_to_say() -> None:
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    assert program, "scripts/setup dev"
+    checked = subprocess.run([program, str(DOCKERFILE)], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - the locked one
+    assert (checked.returncode, checked.stdout) == (0, "")
+    worse = DOCKERFILE.read_text(encoding="utf-8").replace("WORKDIR /build", "WORKDIR build")
+    checked = subprocess.run([program, "-"], input=worse, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - the same
+    assert "DL3000" in checked.stdout
 
 
 @needs_dockerfile

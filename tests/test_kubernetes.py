@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 import pytest
 import yaml
-from kubernetes_schemas import VERSIONS, NotFetchedError, schemas
+from go_modules import NotFetchedError
+from kubernetes_schemas import VERSIONS, schemas
 from prometheus_client import CollectorRegistry
 
 from service import __version__

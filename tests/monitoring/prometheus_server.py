@@ -97,6 +97,7 @@ def _configuration(targets: Mapping[str, Sequence[str]], rules: Path) -> str:
     settings["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     settings["rule_files"] = [str(rules / name) for name in settings["rule_files"]]
     (scrapes,) = settings["scrape_configs"]
+    del scrapes["dns_sd_configs"]
     scrapes["static_configs"] = [
         {"targets": list(addresses), "labels": {"job": job}} for job, addresses in targets.items()
     ]
