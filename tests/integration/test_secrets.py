@@ -466,7 +466,8 @@ async def test_wrong_settings_beside_secrets_tell_none(
     tmp_path: Path, way: str, wrong: dict[str, object], code: int
 ) -> None:
     terminal = Terminal(tmp_path, wrong, RIGHT, way)
-    assert await asyncio.gather(terminal.run("config", "check"), terminal.run("config", "show")) == [code, code]
+    codes = await asyncio.gather(*(terminal.run("config", command) for command in ("check", "show")))
+    assert codes == [code, code]
     assert leaks(terminal.told, [*ALL, word("misplaced")]) == set()
 
 
