@@ -8,6 +8,7 @@ import hashlib
 import html
 import json
 import re
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -445,6 +446,24 @@ async def test_without_the_guard_the_client_s_log_tells_it(secured: Secured, tmp
         assert await terminal.run("run", loudly=loudly) == 3
         assert secret <= leaks(terminal.told, ALL)
         assert bool(leaks(terminal.told, ALL)) is bool(secret)
+
+
+def test_a_key_whose_password_is_missing_asks_nobody(tmp_path: Path) -> None:
+    """On a terminal, where OpenSSL would wait for it to be typed."""
+    certificates = Certificates(tmp_path)
+    certificate, key = certificates.client(password=planted("kafka.ssl_keyfile_password"))
+    files = {"kafka__ssl_certfile": certificate, "kafka__ssl_keyfile": key, "kafka__ssl_cafile": certificates.cafile}
+    command = [sys.executable, "-m", "service", "check"]
+    ran = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-c", f"import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn({command!r})))"],
+        env=clean_environment() | environment(kafka__security_protocol="SSL", **files),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert b"kafka.ssl_keyfile_password" in ran.stdout
 
 
 @pytest.mark.parametrize("way", WAYS)
