@@ -26,6 +26,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from benchmarks import report
+from generate import demo_picture
 from service.cli import app
 from service.settings import load
 
@@ -276,3 +277,24 @@ def test_what_a_cluster_carries_is_computed_from_what_was_measured() -> None:
     sizing = (ROOT / "docs" / "sizing.md").read_text(encoding="utf-8")
     example = sizing.split("<!-- begin cluster -->\n")[1].split("<!-- end cluster -->")[0]
     assert example == (f"{report.cluster(measured)}\n" if measured else "")
+
+
+# --- the picture of the demo ------------------------------------------------------------------
+
+
+def test_the_screen_is_what_stands_in_the_end() -> None:
+    back = "\r\x1b[2K\x1b[1A\x1b[2K"
+    written = (
+        f"[  0.0 s] begins\r\n\x1b[?25l1\r\nleft{back}2\r\nleft{back}\x1b[1m3\x1b[0m\r\nleft\r\n\x1b[?25h^Cends\r\n"
+    )
+    assert demo_picture.screen(written) == "[  0.0 s] begins\n\x1b[1m3\x1b[0m\nleft\nends\n"
+    drawn = demo_picture.draw(demo_picture.screen(written))
+    assert "begins" in drawn
+    assert "@font-face" not in drawn
+
+
+def test_the_picture_is_of_a_run_that_ended_well_and_asks_no_other_host() -> None:
+    drawn = demo_picture.PICTURE.read_text(encoding="utf-8").replace("&#160;", " ")
+    assert "The service drained and ended with exit code 0" in drawn
+    assert "url(http" not in drawn.replace('"', "")
+    assert len(drawn) < 150_000
