@@ -1,7 +1,13 @@
-"""`python -m service.broker prepare` fills the cache; `lock` makes the manifest anew, to be reviewed and committed."""
+"""`python -m service.broker run` starts a broker until Ctrl-C and prints its address; `prepare` fills the cache.
 
+`lock` makes the manifest anew, to be reviewed and committed.
+"""
+
+import contextlib
+import signal
 import sys
 
+from service.broker.cluster import Broker
 from service.broker.errors import BrokerError
 from service.broker.installation import COORDINATE
 from service.broker.jars import write_manifest
@@ -11,6 +17,10 @@ from service.broker.preparation import prepare
 def _main(arguments: list[str]) -> int:
     try:
         match arguments:
+            case ["run"]:
+                with Broker() as broker, contextlib.suppress(KeyboardInterrupt):
+                    print(broker.bootstrap_servers, flush=True)  # noqa: T201 - a command line
+                    signal.pause()
             case ["prepare"]:
                 prepare(progress=print)
             case ["lock"]:

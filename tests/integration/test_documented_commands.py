@@ -223,7 +223,7 @@ def test_the_first_hour_on_a_broker(tmp_path: Path) -> None:
         return found
 
     with terminals(tmp_path) as (shell, port):
-        shell.leave("kafka", block("python -c 'import signal"))
+        shell.leave("kafka", block("python -m service.broker run"))
         shell.replaced["localhost:9094"] = shell.sees("kafka", r"^127\.0\.0\.1:\d+$")
         said = shell.type(block("export SOFTMAX_KAFKA__BOOTSTRAP_SERVERS=localhost:9094\n"))
         assert said.count(": created\n") == 3
@@ -258,7 +258,8 @@ def test_the_first_hour_on_a_broker(tmp_path: Path) -> None:
         assert shell.ctrl_c("run") == 0
         assert "drained" in shell.said("run")
         assert shell.ctrl_c("tail") == 0
-        shell.ctrl_c("kafka")
+        assert shell.ctrl_c("kafka") == 0
+        assert "Traceback" not in shell.said("kafka")
 
 
 # --- the first page, and the tools for dead letters --------------------------------------------
