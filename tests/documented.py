@@ -80,7 +80,7 @@ TYPED: Final = {
 _CLUSTER: Final = f"needs a cluster; the objects are held against their schemas by {KUBERNETES}"
 _BENCHMARK: Final = "measures for minutes to hours, with peers that it builds; the figures are kept, tests would not be"
 _STORM: Final = "more than an hour; tests/integration/test_storm.py runs the same program for a moment"
-_COMPOSE: Final = "needs Docker: a test of its own; that the file holds together is tests/test_deploy.py's"
+_COMPOSE: Final = "needs Docker: the stack is run by tests/containers, its file looked at by tests/test_deploy.py"
 # Commands that no test runs as they stand, and why; with what covers them otherwise.
 NOT_RUN: Final[dict[str, dict[str, str]]] = {
     "README.md": {
