@@ -42,7 +42,7 @@ def commands(block: str) -> Iterator[str]:
 DRAWN: Final = {
     "docs/architecture.md": ("Kafka ─▶ poll",),
     "docs/delivery.md": ("assigned    pause",),
-    "docs/sizing.md": ("instances = ", "in_flight_bytes ≥"),
+    "docs/sizing.md": ("instances = ", "in_flight_bytes ≥", "f                  = "),
 }
 
 LIVE: Final = "tests/integration/test_documented_commands.py"
@@ -91,7 +91,9 @@ NOT_RUN: Final[dict[str, dict[str, str]]] = {
     "docs/getting-started.md": {
         "scripts/demo": f"makes .venv anew; the demo itself: {DEMO}",
         "docker compose up -d --wait kafka": _COMPOSE,
-        "docker compose down": _COMPOSE,
+        "docker compose down --volumes": _COMPOSE,
+        "docker compose up -d --wait": _COMPOSE,
+        "docker compose exec softmax softmax-service tail --count 5": _COMPOSE,
     },
     "docs/delivery.md": {
         "scripts/chaos --guarantee at_least_once --minutes 64 --rate 1500 --seed 101": _STORM,
@@ -115,8 +117,9 @@ NOT_RUN: Final[dict[str, dict[str, str]]] = {
             _BENCHMARK
         ),
         "scripts/bench recovery --write-docs": _BENCHMARK,
+        "scripts/bench scale-out --json scale-out.json --write-docs": _BENCHMARK,
         "scripts/bench transform --write-docs": _BENCHMARK,
-        "scripts/soak --json soak.json --write-docs": _BENCHMARK,
+        "scripts/soak --watch --json soak.json --write-docs": _BENCHMARK,
         ".venv/bin/python benchmarks/report.py figures.json": _BENCHMARK,
         ".venv/bin/python benchmarks/goals.py figures.json …": _BENCHMARK,
     },
@@ -142,5 +145,9 @@ NOT_RUN: Final[dict[str, dict[str, str]]] = {
         "scripts/generate": "that it would change nothing is tests/monitoring/test_pages.py's",
         "scripts/docs": "asks a registry once; links and headings: tests/test_documents.py",
         "scripts/lock": "asks a registry, and needs uv",
+        "scripts/pythons": "takes long; what it found stands in docs/testing.md",
+        "scripts/sbom": "what it writes is tests/test_sbom.py's",
+        "scripts/reproduce": f"builds an image twice; {_COMPOSE}",
+        "scripts/audit": "what it says in each case is tests/test_audit.py's",
     },
 }

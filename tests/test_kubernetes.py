@@ -160,7 +160,7 @@ def test_the_image_is_this_version_s() -> None:
 
 
 def test_the_user_is_the_image_s_and_may_do_nothing() -> None:
-    user = only(re.findall(r"^USER (\d+)$", (ROOT / "deploy" / "Dockerfile").read_text("utf-8"), re.MULTILINE))
+    user = only(re.findall(r"^USER (\d+):\1$", (ROOT / "deploy" / "Dockerfile").read_text("utf-8"), re.MULTILINE))
     pod, container = POD["securityContext"], CONTAINER["securityContext"]
     assert pod["runAsNonRoot"] is True
     assert pod["runAsUser"] == pod["runAsGroup"] == int(user)
