@@ -19,7 +19,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from harness import Bus, ServiceProcess, eventually, pack
+from harness import Bus, ServiceProcess, pack
 from hastened_rules import write_hastened
 from prometheus_server import PrometheusServer, prometheus
 
@@ -41,17 +41,22 @@ JOBS: Final[Mapping[str, Mapping[str, object]]] = {
     "lost": {"delivery__on_offset_lost": "earliest"},
     # A member hears of a rebalance by its heartbeat, of which a session has three.
     "unsettled": {"kafka__session_timeout_ms": 3000, "delivery__drain_timeout_ms": 1000},
-    "stuck": {"kafka__request_timeout_ms": 2000, "batch__max_records": 20},
+    # Of what it has fetched it takes no more than that while nothing is acknowledged: the others wait.
+    "stuck": {"kafka__request_timeout_ms": 2000, "batch__max_records": 20, "limits__in_flight_bytes": 1 << 20},
     "unready": {"kafka__request_timeout_ms": 2000},
 }
 PARTITIONS: Final = 2
 GOOD: Final = [pack(np.linspace(0, step / 10, 10, dtype=np.float32), id=step) for step in range(20)]
+BULKY: Final = pack(np.zeros(25_000, np.float32))
 BAD: Final = [pack([1.0, float("nan")])] * 2
 SECONDS_BETWEEN_WRITES: Final = 0.2
 START_SECONDS: Final = 180.0
 WELL_SECONDS: Final = 30
 FIRING_SECONDS: Final = 150.0
 STOPPED_SECONDS: Final = 0.3
+SETTLED_SECONDS: Final = 1.5
+SOME_TIME: Final = 0.05
+ATTEMPTS: Final = 20
 FIRING: Final = 'ALERTS{alertstate="firing"}'
 NUMBERS: Final = count()
 
@@ -229,9 +234,17 @@ async def kill_again_and_again(stage: Stage) -> None:
 async def freeze_the_broker(stage: Stage) -> None:
     """The broker answers nothing, while records wait for one service and another one is started."""
     stuck, unready = stage.jobs["stuck"], stage.jobs["unready"]
-    await stuck.bus.send(GOOD * 1000, partition=None)
-    await eventually(lambda: stuck.service.metric("softmax_consumer_lag_records") > 0, within=START_SECONDS)
-    stage.broker.freeze()
+    for attempt in range(1, ATTEMPTS):
+        stuck.service.signal(signal.SIGSTOP)
+        await stuck.bus.send([BULKY] * 200, partition=None)
+        stuck.service.signal(signal.SIGCONT)
+        # It is to have begun, and not to have ended.
+        await asyncio.sleep(attempt * SOME_TIME)
+        stage.broker.freeze()
+        await asyncio.sleep(SETTLED_SECONDS)
+        if stuck.service.metric("softmax_consumer_lag_records") > 0:
+            break
+        stage.broker.thaw()
     await unready.service.kill()
     unready.service.start()
 
