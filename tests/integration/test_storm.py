@@ -9,7 +9,7 @@ import pytest
 from chaos import report
 from chaos.storm import Options, storm
 
-SECONDS = 28
+SECONDS = 22
 
 
 @pytest.mark.timeout(400)
@@ -26,10 +26,12 @@ async def test_nothing_is_lost_in_a_storm(guarantee: str) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
-async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing(guarantee: str) -> None:
-    """One instance, two, four, two and one again: all stops are clean, so at-least-once may repeat nothing either."""
-    options = Options(guarantee, minutes=0.15, instances=1, rate=500, faults=("scale",), partitions=12)
+async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing() -> None:
+    """One instance, two, four, two and one again: all stops are clean, so at-least-once may repeat nothing either.
+
+    `scripts/bench scale-out` does it with exactly-once too.
+    """
+    options = Options(minutes=0.15, instances=1, rate=500, faults=("scale",), partitions=12)
     outcome = await storm(options, print)
     assert outcome.is_sound, report.table(outcome)
     assert [strike.name for strike in outcome.strikes][:1] == ["scale"]
