@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -390,7 +389,7 @@ def main() -> None:
     asked = parser.parse_args()
     rounds = Rounds(1 if asked.quick else asked.rounds, 0.001 if asked.quick else 0.03)
     results: dict[str, Any] = {
-        "command": " ".join(["scripts/bench transform", *sys.argv[1:]]),
+        "command": "scripts/bench transform",
         "machine": machine.describe(on_tmpfs=False),
         "rounds": 1 if asked.quick else asked.rounds,
         "quick": asked.quick,
