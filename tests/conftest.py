@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 from harness import Bus, ServiceProcess
@@ -23,15 +23,6 @@ settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("long", max_examples=20_000, deadline=None)
 settings.load_profile(os.environ.get("SOFTMAX_TEST_HYPOTHESIS_PROFILE", "default"))
 
-LONG: Final = {
-    "test_compose.py",
-    "test_alerts.py",
-    "test_storm.py",
-    "test_sbom.py",
-    "test_packaging.py",
-    "test_secrets.py",
-}
-
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -41,11 +32,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if os.environ.get("SOFTMAX_TEST_REQUIRE_ALL") == "1" and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "skipped" if excused else "failed"
     return report
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes: whoever runs tests beside it then has enough else to do until the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
