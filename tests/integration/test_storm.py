@@ -26,20 +26,6 @@ async def test_nothing_is_lost_in_a_storm(guarantee: str) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing() -> None:
-    """One instance, two, four, two and one again: all stops are clean, so at-least-once may repeat nothing either.
-
-    `scripts/bench scale-out` does it with exactly-once too.
-    """
-    options = Options(minutes=0.15, instances=1, rate=500, faults=("scale",), partitions=12)
-    outcome = await storm(options, print)
-    assert outcome.is_sound, report.table(outcome)
-    assert [strike.name for strike in outcome.strikes][:1] == ["scale"]
-    assert {tally.duplicated for tally in outcome.verdict.readers.values()} == {0}
-    shutil.rmtree(outcome.logs)
-
-
-@pytest.mark.timeout(400)
 async def test_a_safeguard_that_is_switched_off_is_found_out() -> None:
     """The control: where offsets are committed before their outputs are acknowledged, the storm sees losses."""
     options = Options(
