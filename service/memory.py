@@ -37,7 +37,7 @@ def collect_garbage_seldom() -> None:
     What has been imported, some 70,000 objects, lives as long as the process. With Python's own thresholds a thousand
     messages a second, each coming alone, made it look at all of them five to eight times a second, for 40 ms each
     time, in which the event loop stood still: p50 10 ms and p99 50 ms; without, 2.5 and 6.4 ms (`scripts/bench
-    latency`). Cycles are still found, after `NEW_OBJECTS`.
+    latency`, while the service itself still made far more objects than now). Cycles are found, after `NEW_OBJECTS`.
     """
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS, LOOKS, LOOKS)
