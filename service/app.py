@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
-
-# Before numpy is imported: its idle BLAS threads only take time from the loop. Nothing here multiplies matrices.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import aiokafka
 import numpy as np

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from service.streaming.dead_letters import Selection
     from service.transform.pipeline import Limits
+
+# Before any command imports numpy, which starts a BLAS thread for each further core; they spin and do nothing, for
+# nothing here multiplies matrices.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 messages were refused (transform, explain), 2 wrong settings or a taken port,

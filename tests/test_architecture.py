@@ -343,7 +343,7 @@ def test_only_the_settings_read_the_environment_but_for_known_exceptions() -> No
     uses = {m: environment_uses(file.read_text(encoding="utf-8")) for m, file in modules().items()}
     assert {module: used for module, used in uses.items() if used and module != "service.settings"} == {
         # Set for numpy before it is imported, not read.
-        "service.app": ["os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')"],
+        "service.cli": ["os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')"],
         # Passed on to processes of its own.
         "service.demo": ["**os.environ"],
         # The cache of jars belongs to a tool, which has no settings.

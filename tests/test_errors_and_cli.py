@@ -163,6 +163,18 @@ print(*(set(sys.modules) & {heavy!r}))
     assert ran.stdout.split() == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux shows them")
+def test_numpy_starts_no_threads_whichever_part_of_the_service_imports_it_first() -> None:
+    program = """
+import os
+import service.cli, service.settings, service.app
+print(len(os.listdir("/proc/self/task")))
+"""
+    free = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=free)  # noqa: S603 - this very program
+    assert ran.stdout.split() == ["1"]
+
+
 def test_the_version_is_that_of_the_package() -> None:
     for asked in (command("--version"), process("--version")):
         assert (asked.returncode, asked.stdout) == (0, f"softmax-service {service.__version__}\n")

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 # An idle poll is a waiting future; how long it waits matters only to the checks between two polls.
 IDLE_POLL_MS: Final = 500
 
+# What takes longer to transform than an answer to a fetch takes to come. The client library asks for more in a task of
+# its own, in so many turns of the event loop; without them it got its turn only when the transform gave way, and half
+# of all time no fetch was under way (K = 100; with them 1.1 times the rate).
+WORTH_FETCHING_AHEAD_BYTES: Final = 64 << 10
+TURNS_UNTIL_FETCHING: Final = 4
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -98,6 +104,9 @@ class Poller:
                 window.add(sum(b.count for b in batches), sum(b.size for b in batches), time.monotonic())
             if self._delivery.failed or (not polled and remaining is None):
                 break
+        if window.size >= WORTH_FETCHING_AHEAD_BYTES:
+            for _ in range(TURNS_UNTIL_FETCHING):
+                await asyncio.sleep(0)
         now = time.monotonic()
         gathered = {tp: batches for tp, batches in gathered.items() if stamps[tp] == self._delivery.stamp(tp)}
         return self._cut(gathered, stamps, window.waited(now), window.closed_by(now) or "drain")
