@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import plots
+from benchmarks import cited, plots
 from benchmarks.capacity import PER, Cluster, Costs, capacity
 from benchmarks.programs import UNOBSERVED
+from benchmarks.tables import markdown_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,9 +87,9 @@ def throughput(results: Mapping[str, Any]) -> str:
         key,
         "",
         *(_plot("throughput") if _kind(results) == "throughput" else []),
-        _markdown_row(HEADINGS),
-        _markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
-        *(_markdown_row(row) for row in _rows(results["summary"])),
+        markdown_row(HEADINGS),
+        markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
+        *(markdown_row(row) for row in _rows(results["summary"])),
         "",
         *_failures(results),
         "The programs, their versions and settings:",
@@ -131,9 +132,9 @@ def latency(results: Mapping[str, Any]) -> str:
         f"Medians of {results['planned_rounds']} rounds of {results['seconds']:g} s, K = {results['classes']}.",
         "",
         *_plot("latency"),
-        _markdown_row(headings),
-        _markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
-        *map(_markdown_row, rows),
+        markdown_row(headings),
+        markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
+        *map(markdown_row, rows),
     ]
     lines += _failures(results)
     if results["quick"]:
@@ -164,7 +165,10 @@ def soak(results: Mapping[str, Any]) -> str:
         f" {results['rss_scatter_mib']:.2f} MiB). When the load ended, {results['lag_at_end_of_load']:,} messages were"
         f" waiting; after the stop {results['uncommitted_after_stop']:,} were not committed."
     )
-    table = [_markdown_row(headings), _markdown_row(["---:"] * len(headings)), *map(_markdown_row, rows)]
+    if "watched" in results:
+        alerts = ", ".join(results["watched"]["alerts"]) or "none"
+        summary += f" Alerts of the deployed rules that were pending or firing at any time: {alerts}."
+    table = [markdown_row(headings), markdown_row(["---:"] * len(headings)), *map(markdown_row, rows)]
     return "\n".join([origin(results), "", summary, "", *_plot("soak"), *table])
 
 
@@ -186,7 +190,7 @@ def scrape(results: Mapping[str, Any]) -> str:
     ]
     headings = ["", "median, ms", "p99, ms", "KiB"]
     about = f"{results['partitions']} partitions and {results['models']} models, all that they can show:"
-    table = [_markdown_row(headings), _markdown_row(["---", *["---:"] * 3]), *map(_markdown_row, rows)]
+    table = [markdown_row(headings), markdown_row(["---", *["---:"] * 3]), *map(markdown_row, rows)]
     return "\n".join([origin(results), "", about, "", *table])
 
 
@@ -248,9 +252,9 @@ def scale_out(results: Mapping[str, Any]) -> str:
         "",
         about,
         "",
-        _markdown_row(headings),
-        _markdown_row(["---", *["---:"] * (len(headings) - 1)]),
-        *map(_markdown_row, rows),
+        markdown_row(headings),
+        markdown_row(["---", *["---:"] * (len(headings) - 1)]),
+        *map(markdown_row, rows),
         *_failures(results),
         *_storms(results),
         *_costs(results),
@@ -275,7 +279,7 @@ def _storms(results: Mapping[str, Any]) -> list[str]:
         stall, verdict = f"{row['longest_stall_seconds']:.1f}", "sound" if row["sound"] else "**not sound**"
         rows.append([row["guarantee"], *(f"{count:,}" for count in counts), stall, verdict])
     rules = ["---", *["---:"] * (len(headings) - 2), "---"]
-    return ["", about, "", *map(_markdown_row, [headings, rules, *rows])]
+    return ["", about, "", *map(markdown_row, [headings, rules, *rows])]
 
 
 def _costs(results: Mapping[str, Any]) -> list[str]:
@@ -286,7 +290,7 @@ def _costs(results: Mapping[str, Any]) -> list[str]:
         " who reads the outputs). [Sizing](sizing.md#what-a-cluster-carries) computes with it what a cluster carries."
     )
     rows = [[letter, what, f"{results['costs'][name]:.{digits}f}"] for name, (letter, what, digits) in COSTS.items()]
-    return ["", about, "", *map(_markdown_row, [["", "", ""], ["---", "---", "---:"], *rows])]
+    return ["", about, "", *map(markdown_row, [["", "", ""], ["---", "---", "---:"], *rows])]
 
 
 def costs_in(document: str) -> Costs | None:
@@ -322,10 +326,10 @@ def cluster(costs: Costs) -> str:
         [
             text,
             "",
-            _markdown_row(["bound", *found]),
-            _markdown_row(["---", *["---:"] * len(found)]),
-            *map(_markdown_row, bounds),
-            _markdown_row(["**so it carries**", *(f"**{_thousands(each.rate)}**" for each in found.values())]),
+            markdown_row(["bound", *found]),
+            markdown_row(["---", *["---:"] * len(found)]),
+            *map(markdown_row, bounds),
+            markdown_row(["**so it carries**", *(f"**{_thousands(each.rate)}**" for each in found.values())]),
             "",
             f"The example is bound by its {carried.bound}.",
         ]
@@ -354,8 +358,6 @@ def publish(results: Mapping[str, Any]) -> None:
         write_docs("latency", latency(results))
     elif "minutes" in results:
         write_docs("soak", soak(results))
-        if "watched" in results:
-            publish({**results["watched"], "command": results["command"], "machine": results["machine"]})
     elif "panels" in results:
         write_docs("watched", watched(results))
     else:
@@ -363,6 +365,8 @@ def publish(results: Mapping[str, Any]) -> None:
         write_docs(section, text)
         if section != "throughput":
             return  # it has no plot
+        for document, of_it, cites in cited.sections(results):
+            write_docs(of_it, cites, DOCS.with_name(document))
     with tempfile.TemporaryDirectory() as scratch:
         figures = Path(scratch, "figures.json")
         figures.write_text(json.dumps(results), encoding="utf-8")
@@ -431,10 +435,6 @@ def origin(results: Mapping[str, Any]) -> str:
 def _about(name: str, program: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in program["versions"].items())
     return f"- **{name}** ({versions}). {program['notes']}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
