@@ -81,6 +81,10 @@ def test_where_it_is_said_to_be_run_there_is_a_test() -> None:
 # --- terminals --------------------------------------------------------------------------------
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminals:
     """Shells in one folder, as a person has them open; what is typed in each, and what it says."""
 
@@ -135,6 +139,8 @@ class Terminals:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 start_new_session=True,
+                # In a terminal Ctrl-C is heard, also if whoever runs the tests in the background has it ignored.
+                preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it does nothing else
             )
 
     def said(self, name: str) -> str:
