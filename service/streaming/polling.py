@@ -38,7 +38,7 @@ IDLE_POLL_MS: Final = 500
 # What takes longer to transform than an answer to a fetch takes to come. The client library asks for more in a task of
 # its own, within so many turns of the event loop; without them it had to wait until the transform gave way, and half of
 # all time no fetch was under way (10 classes: 1.09 times the rate, the median of seven pairs of runs from 0.89 to 1.27;
-# with 100 and 1000 classes a core is busy either way, and no difference is to be seen).
+# with 100 and 1000 classes no difference is to be seen).
 WORTH_FETCHING_AHEAD_BYTES: Final = 64 << 10
 TURNS_UNTIL_FETCHING: Final = 4
 
