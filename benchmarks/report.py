@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks import cited, plots
 from benchmarks.capacity import PER, Cluster, Costs, capacity
 from benchmarks.programs import UNOBSERVED
-from benchmarks.tables import markdown_row
+from benchmarks.tables import markdown_row, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -87,9 +87,7 @@ def throughput(results: Mapping[str, Any]) -> str:
         key,
         "",
         *(_plot("throughput") if _kind(results) == "throughput" else []),
-        markdown_row(HEADINGS),
-        markdown_row(["---" if heading in _LEFT else "---:" for heading in HEADINGS]),
-        *(markdown_row(row) for row in _rows(results["summary"])),
+        *markdown_table(HEADINGS, _rows(results["summary"]), _LEFT),
         "",
         *_failures(results),
         "The programs, their versions and settings:",
@@ -132,9 +130,7 @@ def latency(results: Mapping[str, Any]) -> str:
         f"Medians of {results['planned_rounds']} rounds of {results['seconds']:g} s, K = {results['classes']}.",
         "",
         *_plot("latency"),
-        markdown_row(headings),
-        markdown_row(["---" if heading in _LEFT else "---:" for heading in headings]),
-        *map(markdown_row, rows),
+        *markdown_table(headings, rows, _LEFT),
     ]
     lines += _failures(results)
     if results["quick"]:
@@ -168,8 +164,7 @@ def soak(results: Mapping[str, Any]) -> str:
     if "watched" in results:
         alerts = ", ".join(results["watched"]["alerts"]) or "none"
         summary += f" Alerts of the deployed rules that were pending or firing at any time: {alerts}."
-    table = [markdown_row(headings), markdown_row(["---:"] * len(headings)), *map(markdown_row, rows)]
-    return "\n".join([origin(results), "", summary, "", *_plot("soak"), *table])
+    return "\n".join([origin(results), "", summary, "", *_plot("soak"), *markdown_table(headings, rows)])
 
 
 def scrape(results: Mapping[str, Any]) -> str:
@@ -190,8 +185,7 @@ def scrape(results: Mapping[str, Any]) -> str:
     ]
     headings = ["", "median, ms", "p99, ms", "KiB"]
     about = f"{results['partitions']} partitions and {results['models']} models, all that they can show:"
-    table = [markdown_row(headings), markdown_row(["---", *["---:"] * 3]), *map(markdown_row, rows)]
-    return "\n".join([origin(results), "", about, "", *table])
+    return "\n".join([origin(results), "", about, "", *markdown_table(headings, rows, {""})])
 
 
 def watched(results: Mapping[str, Any]) -> str:
@@ -201,7 +195,8 @@ def watched(results: Mapping[str, Any]) -> str:
         f"{results['watched_minutes']:.3g} minutes at {results['rate']:,} messages a second. Alerts that were"
         f" pending or firing at any time: {alerts}."
     )
-    return "\n".join([origin(results), "", text, "", *_plot("dashboard")]).rstrip()
+    plot = _plot("dashboard", "The dashboard's panels over that time")
+    return "\n".join([origin(results), "", text, "", *plot]).rstrip()
 
 
 def scale_out(results: Mapping[str, Any]) -> str:
@@ -252,9 +247,7 @@ def scale_out(results: Mapping[str, Any]) -> str:
         "",
         about,
         "",
-        markdown_row(headings),
-        markdown_row(["---", *["---:"] * (len(headings) - 1)]),
-        *map(markdown_row, rows),
+        *markdown_table(headings, rows, {headings[0]}),
         *_failures(results),
         *_storms(results),
         *_costs(results),
@@ -314,6 +307,7 @@ def cluster(costs: Costs) -> str:
         [bound, *(f"{_thousands(each.bounds[bound])}" for each in found.values())]
         for bound in next(iter(found.values())).bounds
     ]
+    carries = ["**so it carries**", *(f"**{_thousands(each.rate)}**" for each in found.values())]
     text = (
         f"**Example**, with the costs that [scaling out](performance.md#scaling-out) found: {given}. There are"
         f" {EXAMPLE.instances} instances with {EXAMPLE.instance_cores:g} core each, {EXAMPLE.partitions} partitions,"
@@ -326,10 +320,7 @@ def cluster(costs: Costs) -> str:
         [
             text,
             "",
-            markdown_row(["bound", *found]),
-            markdown_row(["---", *["---:"] * len(found)]),
-            *map(markdown_row, bounds),
-            markdown_row(["**so it carries**", *(f"**{_thousands(each.rate)}**" for each in found.values())]),
+            *markdown_table(["bound", *found], [*bounds, carries], {"bound"}),
             "",
             f"The example is bound by its {carried.bound}.",
         ]
@@ -405,12 +396,12 @@ def _rows(summary: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         ]
 
 
-def _plot(name: str) -> list[str]:
+def _plot(name: str, shows: str = "The table below as a plot") -> list[str]:
     """The plot of a section, which plots.py draws, in the reader's theme."""
     return [
         "<picture>",
         f'  <source media="(prefers-color-scheme: dark)" srcset="images/{name}-dark.svg">',
-        f'  <img alt="The table below as a plot" src="images/{name}-light.svg">',
+        f'  <img alt="{shows}" src="images/{name}-light.svg">',
         "</picture>",
         "",
     ]

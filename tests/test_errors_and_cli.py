@@ -164,7 +164,7 @@ print(*(set(sys.modules) & {heavy!r}))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux shows them")
-def test_numpy_starts_no_threads_whichever_part_of_the_service_imports_it_first() -> None:
+def test_numpy_starts_no_threads_although_the_settings_import_it_early() -> None:
     program = """
 import os
 import service.cli, service.settings, service.app
